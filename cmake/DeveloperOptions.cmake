@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# Flags for this project's own tests, benches and examples, carried by targets that are never installed.
+include(CheckCXXSourceCompiles)
+
+set(MAGICPIG_ARCH "" CACHE STRING "Value of -march for tests, benches and examples; empty for none")
+option(MAGICPIG_WARNINGS_AS_ERRORS "Compile tests, benches and examples with warnings as errors" OFF)
+set(MAGICPIG_SANITIZE "" CACHE STRING "Value of -fsanitize for tests, benches and examples; empty for none")
+option(MAGICPIG_NO_EXCEPTIONS "Compile the tests with -fno-exceptions -fno-rtti" OFF)
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "" FORCE)
+endif()
+
+# magicpig_options: warnings, sanitizers, exceptions.
+add_library(magicpig_options INTERFACE)
+if(MSVC)
+  target_compile_options(magicpig_options INTERFACE /W4)
+else()
+  target_compile_options(magicpig_options INTERFACE -Wall -Wextra -Wconversion -Wshadow)
+endif()
+if(MAGICPIG_WARNINGS_AS_ERRORS)
+  target_compile_options(magicpig_options INTERFACE $<IF:$<CXX_COMPILER_ID:MSVC>,/WX,-Werror>)
+endif()
+if(MAGICPIG_SANITIZE)
+  target_compile_options(magicpig_options INTERFACE
+    -fsanitize=${MAGICPIG_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_definitions(magicpig_options INTERFACE _GLIBCXX_ASSERTIONS)
+  target_link_options(magicpig_options INTERFACE -fsanitize=${MAGICPIG_SANITIZE})
+endif()
+if(MAGICPIG_NO_EXCEPTIONS)
+  target_compile_options(magicpig_options INTERFACE -fno-exceptions -fno-rtti)
+endif()
+
+# magicpig_set_arch(<target> <PRIVATE|INTERFACE> <arch>): -march, and what it needs to compile cleanly.
+function(magicpig_set_arch target scope arch)
+  if(arch STREQUAL "")
+    return()
+  endif()
+  string(MAKE_C_IDENTIFIER "MAGICPIG_${arch}_HAS_AVX2_WITHOUT_AES" lacks_aes)
+  set(CMAKE_REQUIRED_FLAGS "-march=${arch}")
+  check_cxx_source_compiles("
+    #if !defined(__AVX2__) || (defined(__AES__) && defined(__PCLMUL__))
+    #error
+    #endif
+    int main() {}" ${lacks_aes})
+  target_compile_options(${target} ${scope} -march=${arch})
+  # Highway refuses a baseline with all of Ice Lake's extensions unless it is asked for.
+  target_compile_definitions(${target} ${scope} HWY_WANT_AVX3_DL)
+  if(${lacks_aes})
+    # Such as x86-64-v3: without this Highway would silently fall back to SSSE3.
+    target_compile_definitions(${target} ${scope} HWY_DISABLE_PCLMUL_AES)
+  endif()
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # False alarms in the compiler's own AVX-512 headers (GCC bug 105593).
+    target_compile_options(${target} ${scope} -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+endfunction()
+
+# magicpig_arch: MAGICPIG_ARCH for targets that do not choose an instruction set of their own.
+add_library(magicpig_arch INTERFACE)
+magicpig_set_arch(magicpig_arch INTERFACE "${MAGICPIG_ARCH}")
