@@ -13,7 +13,8 @@ STRANGERS = [{"cpu", "cuda"}]
 THIRD_PARTY = {"cpu/highway": ("hwy/",), "cpu/eigen": ("Eigen/",), "cpu/xsimd": ("xsimd/",),
                "cpu/openmp": ("omp.h",), "cuda/": ("cuda", "cooperative_groups", "cub/")}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
-STANDARD = re.compile(r"^[a-z_0-9]+$")  # <vector>, <cstdint>: no folder and no suffix.
+# <vector>, <cstdint>: no folder and no suffix. Of the C headers, math.h: its functions are not inline.
+STANDARD = re.compile(r"^([a-z_0-9]+|math\.h)$")
 
 
 def place(header):
