@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// An owned, cache-line-aligned array whose growth reports failure instead of throwing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Alignment of every array of the library: a cache line, and the widest vector register.
+inline constexpr std::size_t kAlignment = 64;
+
+/// Owned array of trivially copyable T. Not copyable; moved from, it is empty.
+template <class T>
+class Buffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        capacity_(std::exchange(other.capacity_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(capacity_, other.capacity_);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { ::operator delete (data_, std::align_val_t{kAlignment}); }
+
+  /// Room for `capacity` elements; false when memory is short, and then nothing has changed.
+  [[nodiscard]] bool reserve(std::size_t capacity) noexcept {
+    if (capacity <= capacity_) return true;
+    if (capacity > static_cast<std::size_t>(PTRDIFF_MAX) / sizeof(T)) return false;
+    void* fresh = ::operator new (capacity * sizeof(T), std::align_val_t{kAlignment}, std::nothrow);
+    if (fresh == nullptr) return false;
+    if (size_ != 0) std::memcpy(fresh, data_, size_ * sizeof(T));
+    ::operator delete (data_, std::align_val_t{kAlignment});
+    data_ = static_cast<T*>(fresh);
+    capacity_ = capacity;
+    return true;
+  }
+
+  /// `size` elements; new ones are not initialised. False as for reserve().
+  [[nodiscard]] bool resize(std::size_t size) noexcept {
+    if (!reserve(size)) return false;
+    size_ = size;
+    return true;
+  }
+
+  [[nodiscard]] T* data() { return data_; }
+  [[nodiscard]] const T* data() const { return data_; }
+  [[nodiscard]] std::size_t size() const { return size_; }
+  [[nodiscard]] std::size_t bytes() const { return capacity_ * sizeof(T); }
+  [[nodiscard]] std::span<const T> span() const { return {data_, size_}; }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+  std::size_t capacity_ = 0;
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a sampler returns: tokens to read, who drew them, and the probability with which it did.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/vector_ops.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// The queries of one KV head at one decode step.
+struct QueryGroup {
+  const float* data = nullptr;  ///< [count, dim], unscaled
+  int count = 1;                ///< query heads of the group, 1 to kMaxGroup
+  int dim = 0;
+
+  [[nodiscard]] const float* operator[](int g) const { return data + std::int64_t{g} * dim; }
+  /// Mask with one bit per query head of the group.
+  [[nodiscard]] std::uint32_t everyone() const { return ~0U >> (kMaxGroup - count); }
+};
+
+/// Part of a candidate list: candidates [first, first + count) as seen by query head `head` of the
+/// group, with their inner products.
+struct CandidateTile {
+  const TokenId* tokens = nullptr;  ///< [count]
+  const float* dots = nullptr;      ///< [count], q.k of this head, unscaled
+  int first = 0;
+  int count = 0;
+  int head = 0;
+};
+
+/// Gives log pi of the candidates of a tile: the natural log of the probability, over the sampler's
+/// randomness, that this query head draws the token. Known before the gather (an array) or only
+/// once the inner product is (a curve of the cosine); the estimator cannot tell which. kAnyToken
+/// says that it holds for tokens that were not drawn, too.
+template <class I, class Ops>
+concept InclusionOver = requires(const I& inclusion, const CandidateTile& tile,
+                                 float* log_pi /* [tile.count] */) {
+  { I::kAnyToken } -> std::convertible_to<bool>;
+  inclusion.template log_probability<Ops>(tile, log_pi);
+};
+
+/// Tokens to read beside the exact ones, with their inclusion probabilities.
+template <class I>
+struct Candidates {
+  using Inclusion = I;
+
+  std::span<const TokenId> tokens;         ///< ascending, no duplicates, inside the indexed range
+  std::span<const std::uint32_t> members;  ///< bit g: query head g drew it; empty: all heads did
+  I inclusion;
+};
+
+/// Probabilities known per candidate: head g finds its own at log_pi[g * stride], so stride 0 means
+/// one for all heads.
+struct KnownInclusion {
+  static constexpr bool kAnyToken = false;
+  const float* log_pi = nullptr;  ///< [candidates] or [group, candidates]
+  std::int64_t stride = 0;
+
+  template <class Ops>
+  void log_probability(const CandidateTile& tile, float* out) const {
+    const float* own = log_pi + tile.head * stride + tile.first;
+    for (int i = 0; i < tile.count; ++i) out[i] = own[i];
+  }
+};
+
+/// The same probability for every token.
+struct ConstantInclusion {
+  static constexpr bool kAnyToken = true;
+  float log_pi = 0.0F;
+
+  template <class Ops>
+  void log_probability(const CandidateTile& tile, float* out) const {
+    for (int i = 0; i < tile.count; ++i) out[i] = log_pi;
+  }
+};
+
+/// Names the randomness of one draw: seed of the request, decode step, layer. Draws for the same
+/// key are the same; samplers add the KV head.
+struct NoiseKey {
+  std::uint64_t seed = 0;
+  std::uint32_t step = 0;
+  std::uint32_t layer = 0;
+};
+
+/// Everything a sampler may look at for one KV head.
+template <class Source, class Index>
+struct DrawInput {
+  const Source& key_values;
+  const Index& index;
+  int kv_head = 0;
+  QueryGroup queries;
+  float scale = 1.0F;  ///< logit = scale * q.k
+  NoiseKey noise;
+};
+
+/// Bounds for which a workspace is measured.
+struct DrawLimits {
+  int head_dim = 0;
+  int group = 1;
+  TokenId tokens = 0;  ///< largest indexed range
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam for a SIMD library: six coarse functions over batches of rows, and nothing else.
+#pragma once
+
+#include <concepts>
+
+#include "magicpig/core/types.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// A batch of rows that lie anywhere: rows[i] points at `dim` contiguous scalars of any alignment.
+/// The same row may occur several times.
+template <class T>
+struct Rows {
+  const T* const* rows = nullptr;
+  int count = 0;
+  int dim = 0;
+};
+
+/// A piecewise linear function of x = sqrt((1 - cosine) / 2), the sine of half the angle, on
+/// `segments` equal parts of [0, 1]; nodes [segments + 1]. The square root straightens the curve
+/// where the cosine nears 1 (see InclusionCurve).
+struct CurveView {
+  const float* nodes = nullptr;
+  int segments = 0;
+};
+
+/// What a backend accelerates. Models are empty types with static functions: ScalarOps is the
+/// oracle, the others agree with it to rounding. Counts of 0 are allowed everywhere. Arrays are
+/// float32, of any alignment, and do not overlap unless they are the same argument.
+template <class O>
+concept VectorOps = requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, const float* in,
+                             float* inout, CurveView curve, int n) {
+  // dots[g * rows.count + i] = <queries[g * rows.dim ...], row i>, float32 or wider accumulation
+  O::dot_rows(f32, in, n, inout);
+  O::dot_rows(f16, in, n, inout);
+  O::dot_rows(b16, in, n, inout);
+  // sums[g * rows.dim + j] += sum_i weights[g * rows.count + i] * row_i[j]
+  O::add_rows(f32, in, n, inout);
+  O::add_rows(f16, in, n, inout);
+  O::add_rows(b16, in, n, inout);
+  // the largest of x[n]; -inf for n = 0; NaN is passed over
+  { O::max(in, n) } -> std::same_as<float>;
+  // x = exp(x - shift), returns the sum of the new x; exp(-inf) = 0, NaN stays and spreads
+  { O::exp_sum(inout, n, 0.0F) } -> std::same_as<float>;
+  // x = log(a + b * exp(x)) for finite x <= 0, a >= 0, b >= 0, a + b > 0
+  O::log_affine_exp(inout, n, 0.0F, 1.0F);
+  // x = curve(x) for cosines x, clamped to [-1, 1] first; NaN counts as -1
+  O::interpolate(curve, inout, n);
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

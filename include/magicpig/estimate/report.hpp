@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a decode step says about each of its outputs: rows read, effective sample, estimated error,
+// alarm.
+#pragma once
+
+#include <cstdint>
+
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// One query head's account of one step. Sums are over this head's drawn tokens, with omega = w /
+/// pi their weights.
+struct HeadReport {
+  std::int64_t exact = 0;      ///< tokens attended to exactly
+  std::int64_t drawn = 0;      ///< tokens this head drew
+  std::int64_t rows_read = 0;  ///< rows gathered for the whole KV head, exact ones not counted
+  std::int64_t indexed = 0;    ///< tokens that could have been drawn
+  /// (sum omega)^2 / sum omega^2: equally weighted tokens that the drawn ones are worth.
+  float effective_sample_size = 0.0F;
+  /// Estimated relative L2 error of the output, sqrt(sum (1 - pi) omega^2 |v - out|^2) / (D |out|)
+  /// with D the normaliser. Treats draws as independent, as Poisson draws are; tokens drawn by
+  /// hash collisions come in clusters, so their error is larger. NaN for an output of zero.
+  float relative_error = 0.0F;
+  /// sum 1 / pi, an unbiased estimate of `indexed`.
+  float estimated_tokens = 0.0F;
+  /// (estimated_tokens - indexed) / sqrt(sum (1 - pi) / pi^2), about standard normal. Beyond 6 in
+  /// size something is wrong: stale codes, a hash that does not match its curve. 0 without draws.
+  float alarm = 0.0F;
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hash families: what a locality-sensitive hash must offer to an index and to the inclusion
+// probability.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/vector_ops.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Vectors hashed together; families may read their planes once for all of them.
+inline constexpr int kHashBatch = kMaxGroup;
+
+/// L independent hash functions onto [0, buckets()). Immutable once made, so that any number of
+/// threads and indexes share one.
+template <class F>
+concept HashFamily = requires(const F& family, const float* vectors, Code* codes, float* scratch,
+                              double cosine) {
+  { family.dim() } -> std::convertible_to<int>;
+  { family.bits() } -> std::convertible_to<int>;    // K: a code has K bits
+  { family.tables() } -> std::convertible_to<int>;  // L
+  // P(codes of two vectors in one table differ in at most `radius` bits), by their cosine
+  { family.table_collision(cosine, 0) } -> std::same_as<double>;
+  // floats of scratch for hashing `count` vectors
+  { family.scratch_floats(1) } -> std::convertible_to<std::size_t>;
+};
+
+/// Code of vector v in table l: codes[v * tables + l]. `vectors` [count, dim], count at most
+/// kHashBatch.
+template <class F, class Ops>
+concept HashFamilyOver = HashFamily<F> &&
+    requires(const F& family, const float* vectors, Code* codes, float* scratch) {
+  family.template hash<Ops>(vectors, 1, codes, scratch);
+};
+
+/// Buckets of a table of codes of `bits` bits.
+[[nodiscard]] constexpr int bucket_count(int bits) { return 1 << bits; }
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// One sealed run of tokens of one KV head in L bucket tables, in CSR form with 16-bit ids.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include "magicpig/core/buffer.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/hash/family.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Tokens that one segment holds at most: local ids and all B + 1 offsets of a table fit 16 bits,
+/// counters for one segment fit the second-level cache. A multiple of 64, for bit sets.
+inline constexpr int kMaxSegmentTokens = 65472;
+
+/// For each table the ids of the segment's tokens ordered by bucket, ascending within a bucket, and
+/// the offsets of the buckets. Ids are local: token minus the segment's first token.
+/// Memory: 2 L (tokens + buckets + 1) bytes.
+class Segment {
+ public:
+  [[nodiscard]] int tokens() const { return tokens_; }
+  [[nodiscard]] std::size_t bytes() const { return ids_.bytes() + offsets_.bytes(); }
+
+  /// Ids in one bucket of one table.
+  [[nodiscard]] std::span<const std::uint16_t> bucket(int table, int code) const {
+    const std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
+    const std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
+    return {ids + offsets[code], ids + offsets[code + 1]};
+  }
+
+  /// Room for `tables` tables of `tokens` tokens, contents undefined. False when memory is short.
+  [[nodiscard]] bool allocate(int tables, int buckets, int tokens) noexcept {
+    tables_ = tables;
+    buckets_ = buckets;
+    tokens_ = tokens;
+    return ids_.resize(static_cast<std::size_t>(tables) * static_cast<std::size_t>(tokens)) &&
+           offsets_.resize(static_cast<std::size_t>(tables) *
+                           static_cast<std::size_t>(buckets + 1));
+  }
+
+  /// Fills one table with the first old.tokens() tokens of `old` and then the tokens whose codes
+  /// are `codes` [tokens() - old.tokens()]; different tables may be filled from different threads.
+  /// A stable counting sort.
+  void fill_table(int table, const Segment& old, const Code* codes) noexcept {
+    std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
+    std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
+    const int fresh = tokens_ - old.tokens_;
+    std::memset(offsets, 0, sizeof(std::uint16_t) * static_cast<std::size_t>(buckets_ + 1));
+    for (int i = 0; i < fresh; ++i) ++offsets[codes[i]];
+    int start = 0;  // counts become the places of the first fresh ids, behind the old ones
+    for (int bucket = 0; bucket < buckets_; ++bucket) {
+      const int count = offsets[bucket];
+      if (old.tokens_ != 0) {
+        const auto kept = old.bucket(table, bucket);
+        if (!kept.empty()) std::memcpy(ids + start, kept.data(), kept.size_bytes());
+        start += static_cast<int>(kept.size());
+      }
+      offsets[bucket] = static_cast<std::uint16_t>(start);
+      start += count;
+    }
+    for (int i = 0; i < fresh; ++i) {
+      ids[offsets[codes[i]]++] = static_cast<std::uint16_t>(old.tokens_ + i);
+    }
+    // Each offset now stands at its bucket's end, which is where the next one starts.
+    std::memmove(offsets + 1, offsets, sizeof(std::uint16_t) * static_cast<std::size_t>(buckets_));
+    offsets[0] = 0;
+  }
+
+  /// Drops the tokens from local id `tokens` on. Keeps its memory.
+  void truncate(int tokens) noexcept {
+    std::uint16_t* to = ids_.data();
+    for (int table = 0; table < tables_; ++table) {
+      std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
+      const std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
+      int kept = 0;
+      for (int bucket = 0; bucket < buckets_; ++bucket) {
+        const int begin = offsets[bucket];
+        const int end = offsets[bucket + 1];
+        offsets[bucket] = static_cast<std::uint16_t>(kept);
+        for (int i = begin; i < end && ids[i] < tokens; ++i) to[kept++] = ids[i];
+      }
+      offsets[buckets_] = static_cast<std::uint16_t>(kept);
+      to += tokens;
+    }
+    tokens_ = tokens;
+  }
+
+ private:
+  int tables_ = 0;
+  int buckets_ = 0;
+  int tokens_ = 0;
+  Buffer<std::uint16_t> ids_;      // [tables, tokens]
+  Buffer<std::uint16_t> offsets_;  // [tables, buckets + 1]
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

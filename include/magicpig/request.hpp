@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a host asks of decode(): a plan that all requests share, the requests, and their validation.
+#pragma once
+
+#include <math.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+#include "magicpig/core/error.hpp"
+#include "magicpig/core/state.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/views.hpp"
+#include "magicpig/estimate/estimator.hpp"
+#include "magicpig/estimate/report.hpp"
+#include "magicpig/index/index.hpp"
+#include "magicpig/sample/sampler.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// What all requests of a decode step share. The sampler is the host's and must outlive the call.
+template <class SamplerType = Exact, class EstimatorType = SelfNormalised>
+struct DecodePlan {
+  using Sampler = SamplerType;
+  using Estimator = EstimatorType;
+
+  Shape shape;
+  const Sampler* sampler = nullptr;
+  Estimator estimator = {};
+  float scale = 0.0F;  ///< logit = scale * q.k; 0 means 1 / sqrt(head_dim)
+  std::uint32_t layer = 0;
+
+  [[nodiscard]] float logit_scale() const {
+    return scale != 0.0F ? scale : 1.0F / ::sqrtf(static_cast<float>(shape.head_dim));
+  }
+};
+
+/// One sequence's part of a decode step: one query token, all its heads. The query sees every token
+/// of `key_values`; a causal host passes a view that ends at the query's own token.
+template <KeyValueSource Source, Index IndexType = RangeIndex>
+struct Request {
+  const Source* key_values = nullptr;
+  const IndexType* index = nullptr;    ///< null: every token is exact
+  std::span<const float> query;        ///< [query_heads, head_dim], unscaled
+  std::span<AttentionState> states;    ///< [query_heads], each with out [value_dim]; written
+  std::span<HeadReport> reports = {};  ///< [query_heads], or empty for none; written
+  std::uint64_t seed = 0;              ///< of the request; with `step` names its random draws
+  std::uint32_t step = 0;              ///< a new number for every token generated
+};
+
+/// Tokens that are drawn from; all others are exact.
+template <class Plan, KeyValueSource Source, Index IndexType>
+[[nodiscard]] TokenRange sampled_range(const Request<Source, IndexType>& request) {
+  if (std::is_same_v<typename Plan::Sampler, Exact> || request.index == nullptr) return {};
+  const TokenRange range = request.index->indexed();
+  return range.empty() ? TokenRange{} : range;
+}
+
+/// Errors: heads that do not divide, more than kMaxGroup query heads per KV head, dimensions
+/// outside [1, kMaxDim], no sampler, a scale that is not finite.
+template <class Plan>
+Status validate(const Plan& plan) noexcept {
+  const Shape& shape = plan.shape;
+  if (shape.kv_heads < 1 || shape.query_heads < 1 || shape.query_heads % shape.kv_heads != 0 ||
+      shape.group() > kMaxGroup) {
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "query_heads %d must be 1 to %d times kv_heads %d", shape.query_heads,
+                         kMaxGroup, shape.kv_heads);
+  }
+  if (shape.head_dim < 1 || shape.head_dim > kMaxDim || shape.value_dim < 1 ||
+      shape.value_dim > kMaxDim) {
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "head_dim %d and value_dim %d must lie in [1, %d]", shape.head_dim,
+                         shape.value_dim, kMaxDim);
+  }
+  if (plan.sampler == nullptr) {
+    return Status::error(ErrorCode::kInvalidArgument, "the plan has no sampler");
+  }
+  if (!std::isfinite(plan.scale)) {
+    return Status::error(ErrorCode::kNonFinite, "scale %g is not finite",
+                         static_cast<double>(plan.scale));
+  }
+  return Status();
+}
+
+/// Errors: anything null, sizes that disagree with the shape, an index that covers tokens which the
+/// cache does not hold, a query that is not finite. `number` is named in the messages.
+template <class Plan, KeyValueSource Source, Index IndexType>
+Status validate(const Plan& plan, const Request<Source, IndexType>& request,
+                std::size_t number) noexcept {
+  const Shape& shape = plan.shape;
+  if (request.key_values == nullptr) {
+    return Status::error(ErrorCode::kInvalidArgument, "request %zu has no keys and values", number);
+  }
+  const Source& source = *request.key_values;
+  if (source.kv_heads() != shape.kv_heads || source.head_dim() != shape.head_dim ||
+      source.value_dim() != shape.value_dim) {
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "request %zu: keys and values have %d KV heads of %d and %d dimensions, "
+                         "the plan %d of %d and %d",
+                         number, source.kv_heads(), source.head_dim(), source.value_dim(),
+                         shape.kv_heads, shape.head_dim, shape.value_dim);
+  }
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  const std::size_t query_size = heads * static_cast<std::size_t>(shape.head_dim);
+  if (request.query.size() != query_size || request.states.size() != heads ||
+      (!request.reports.empty() && request.reports.size() != heads)) {
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "request %zu: %zu query values, %zu states, %zu reports; the plan needs "
+                         "%zu, %zu, and as many reports or none",
+                         number, request.query.size(), request.states.size(),
+                         request.reports.size(), query_size, heads);
+  }
+  for (std::size_t h = 0; h < heads; ++h) {
+    if (request.states[h].out.size() != static_cast<std::size_t>(shape.value_dim)) {
+      return Status::error(ErrorCode::kShapeMismatch,
+                           "request %zu: the output of head %zu has %zu values, not %d", number, h,
+                           request.states[h].out.size(), shape.value_dim);
+    }
+  }
+  for (std::size_t i = 0; i < query_size; ++i) {
+    if (!std::isfinite(request.query[i])) {
+      return Status::error(ErrorCode::kNonFinite,
+                           "request %zu: the query of head %zu is not finite", number,
+                           i / static_cast<std::size_t>(shape.head_dim));
+    }
+  }
+  const TokenRange sampled = sampled_range<Plan>(request);
+  if (sampled.empty()) return Status();
+  if (request.index->kv_heads() != shape.kv_heads || request.index->dim() != shape.head_dim) {
+    return Status::error(
+        ErrorCode::kShapeMismatch,
+        "request %zu: the index has %d KV heads of dimension %d, the plan %d of %d", number,
+        request.index->kv_heads(), request.index->dim(), shape.kv_heads, shape.head_dim);
+  }
+  if (sampled.begin < 0 || sampled.end > source.tokens()) {
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "request %zu: the index covers tokens [%d, %d) of a cache of %d: truncate "
+                         "it with the cache",
+                         number, sampled.begin, sampled.end, source.tokens());
+  }
+  return Status();
+}
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sampling by hash collisions: tokens that share a bucket with the query in at least t of L tables.
+#pragma once
+
+#include <math.h>
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include "magicpig/core/candidates.hpp"
+#include "magicpig/core/error.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/workspace.hpp"
+#include "magicpig/estimate/curve.hpp"
+#include "magicpig/estimate/rule.hpp"
+#include "magicpig/hash/family.hpp"
+#include "magicpig/hash/hamming_ball.hpp"
+#include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Inclusion probability u(cosine) of a collision rule, known once q.k is: the cosine between q and
+/// the centred key is (q.k - q.c) / (|q| |k - c|). A key at the centre and a zero query project to
+/// 0 on every plane; against them any vector's bits are fair coins, as at cosine 0.
+struct CosineInclusion {
+  static constexpr bool kAnyToken = true;
+  CurveView curve;
+  const float* norms = nullptr;  // |k - c| by token - first_token
+  TokenId first_token = 0;
+  const float* query_centre = nullptr;  // [group] q.c
+  const float* inverse_norm = nullptr;  // [group] 1 / |q|, 0 for a zero query
+
+  template <class Ops>
+  void log_probability(const CandidateTile& tile, float* out) const {
+    const float shift = query_centre[tile.head];
+    const float inverse = inverse_norm[tile.head];
+    for (int i = 0; i < tile.count; ++i) {
+      const float norm = norms[tile.tokens[i] - first_token];
+      out[i] = norm > 0.0F ? (tile.dots[i] - shift) * inverse / norm : 0.0F;
+    }
+    Ops::interpolate(curve, out, tile.count);
+  }
+};
+
+/// How tokens are drawn from tables.
+struct CollisionConfig {
+  int min_collisions = 2;  ///< t, 1 to 3: tables in which a token must share a bucket
+  int probe_radius = 0;    ///< r, 0 to K: buckets within r bit flips of the query's are visited too
+};
+
+/// Draws the tokens that collide with the query in at least t of L tables, one draw per query head.
+/// pi = P(Bin(L, a_r(cosine)) >= t). The randomness is that of the planes: the same query draws the
+/// same tokens at every step, and the noise key is not used.
+/// Source: Chen et al. 2024, algorithm 1 (t = 2, r = 0).
+class Collisions {
+ public:
+  static constexpr bool kUnbiased = true;
+
+  /// Tabulates the curve for the K, L and collision probability of `family`; draws are only valid
+  /// on indexes of such a family. Errors: t outside [1, 3] or above L, r outside [0, K], memory.
+  template <HashFamily Family>
+  [[nodiscard]] static Result<Collisions> create(const Family& family,
+                                                 const CollisionConfig& config) noexcept {
+    if (config.min_collisions < 1 || config.min_collisions > 3 ||
+        config.min_collisions > family.tables()) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "min_collisions (t) %d must lie in [1, 3] and not exceed L = %d",
+                           config.min_collisions, family.tables());
+    }
+    Result<HammingBall> ball = HammingBall::create(family.bits(), config.probe_radius);
+    if (!ball.ok()) return ball.status();
+    Result<InclusionCurve> curve = InclusionCurve::create([&](double cosine) {
+      return log_at_least(config.min_collisions, family.tables(),
+                          family.table_collision(cosine, config.probe_radius));
+    });
+    if (!curve.ok()) return curve.status();
+    return Collisions(config, family.tables(), family.scratch_floats(1), std::move(*ball),
+                      std::move(*curve));
+  }
+
+  struct Scratch {
+    Code* codes = nullptr;             // [group, L]
+    float* projections = nullptr;      // scratch of the family
+    std::uint8_t* counters = nullptr;  // [kMaxSegmentTokens]
+    std::uint64_t* drawn = nullptr;    // [group, kWords] bit sets over a segment
+    float* query_centre = nullptr;     // [group]
+    float* inverse_norm = nullptr;     // [group]
+    TokenId* tokens = nullptr;         // [limits.tokens]
+    std::uint32_t* members = nullptr;  // [limits.tokens]
+  };
+
+  [[nodiscard]] Scratch carve(Arena& arena, const DrawLimits& limits) const {
+    const auto group = static_cast<std::size_t>(limits.group);
+    const auto tokens = static_cast<std::size_t>(limits.tokens);
+    return {.codes = arena.take<Code>(group * static_cast<std::size_t>(tables_)),
+            .projections = arena.take<float>(group * projections_per_vector_),
+            .counters = arena.take<std::uint8_t>(kMaxSegmentTokens),
+            .drawn = arena.take<std::uint64_t>(group * kWords),
+            .query_centre = arena.take<float>(group),
+            .inverse_norm = arena.take<float>(group),
+            .tokens = arena.take<TokenId>(tokens),
+            .members = arena.take<std::uint32_t>(tokens)};
+  }
+
+  template <class Ops, class Source, HashFamily Family>
+  [[nodiscard]] Candidates<CosineInclusion> draw(
+      const DrawInput<Source, BucketTables<Family>>& input, Scratch& scratch) const {
+    const BucketTables<Family>& index = input.index;
+    const QueryGroup& queries = input.queries;
+    index.family().template hash<Ops>(queries.data, queries.count, scratch.codes,
+                                      scratch.projections);
+    measure_queries(queries, index.centre(input.kv_head), scratch);
+    std::size_t count = 0;
+    for (int s = 0; s < index.segment_count(); ++s) {
+      const Segment& segment = index.segment(s, input.kv_head);
+      for (int g = 0; g < queries.count; ++g) {
+        collide(segment, scratch.codes + std::int64_t{g} * tables_, scratch.counters,
+                scratch.drawn + std::int64_t{g} * kWords);
+      }
+      count += emit(segment.tokens(), index.segment_begin(s), queries.count, scratch, count);
+    }
+    return {.tokens = {scratch.tokens, count},
+            .members = {scratch.members, count},
+            .inclusion = {.curve = curve_.view(),
+                          .norms = index.norms(input.kv_head),
+                          .first_token = index.indexed().begin,
+                          .query_centre = scratch.query_centre,
+                          .inverse_norm = scratch.inverse_norm}};
+  }
+
+ private:
+  static constexpr int kWords = kMaxSegmentTokens / 64;
+
+  Collisions(const CollisionConfig& config, int tables, std::size_t projections_per_vector,
+             HammingBall ball, InclusionCurve curve)
+      : config_(config),
+        tables_(tables),
+        projections_per_vector_(projections_per_vector),
+        ball_(std::move(ball)),
+        curve_(std::move(curve)) {}
+
+  static void measure_queries(const QueryGroup& queries, const float* centre, Scratch& scratch) {
+    for (int g = 0; g < queries.count; ++g) {
+      double dot = 0.0;
+      double square = 0.0;
+      for (int j = 0; j < queries.dim; ++j) {
+        const double q = static_cast<double>(queries[g][j]);
+        dot += q * static_cast<double>(centre[j]);
+        square += q * q;
+      }
+      scratch.query_centre[g] = static_cast<float>(dot);
+      scratch.inverse_norm[g] = square > 0.0 ? static_cast<float>(1.0 / ::sqrt(square)) : 0.0F;
+    }
+  }
+
+  // Marks in `drawn` the tokens of a segment that collide at least t times. The counter of a token
+  // may wrap after 256 collisions; it was marked long before.
+  void collide(const Segment& segment, const Code* codes, std::uint8_t* counters,
+               std::uint64_t* drawn) const {
+    std::memset(drawn, 0, kWords * sizeof *drawn);
+    std::memset(counters, 0, static_cast<std::size_t>(segment.tokens()));
+    const auto enough = static_cast<std::uint8_t>(config_.min_collisions);
+    for (int table = 0; table < tables_; ++table) {
+      for (const Code mask : ball_.masks()) {
+        for (const std::uint16_t id : segment.bucket(table, codes[table] ^ mask)) {
+          if (++counters[id] == enough) drawn[id / 64] |= std::uint64_t{1} << (id % 64);
+        }
+      }
+    }
+  }
+
+  // Appends the union over the group in token order; returns its size.
+  static std::size_t emit(int segment_tokens, TokenId first, int group, Scratch& scratch,
+                          std::size_t at) {
+    const std::size_t begin = at;
+    for (int word = 0; word * 64 < segment_tokens; ++word) {
+      std::uint64_t any = 0;
+      for (int g = 0; g < group; ++g) any |= scratch.drawn[g * kWords + word];
+      for (; any != 0; any &= any - 1) {
+        const int bit = std::countr_zero(any);
+        std::uint32_t members = 0;
+        for (int g = 0; g < group; ++g) {
+          members |= static_cast<std::uint32_t>((scratch.drawn[g * kWords + word] >> bit) & 1U)
+                     << g;
+        }
+        scratch.tokens[at] = first + word * 64 + bit;
+        scratch.members[at++] = members;
+      }
+    }
+    return at - begin;
+  }
+
+  CollisionConfig config_;
+  int tables_;
+  std::size_t projections_per_vector_;
+  HammingBall ball_;
+  InclusionCurve curve_;
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Exact inner products of a group's queries with all indexed keys: what oracles and TopK select by.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "magicpig/core/candidates.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/vector_ops.hpp"
+#include "magicpig/core/workspace.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Reads every key of the indexed range; for comparison and tests, not for speed.
+class ExactScores {
+ public:
+  struct Scratch {
+    float* dots = nullptr;  // [group, n]
+    float* tile = nullptr;  // [group, kTile]
+  };
+
+  [[nodiscard]] static Scratch carve(Arena& arena, const DrawLimits& limits) {
+    const auto group = static_cast<std::size_t>(limits.group);
+    return {.dots = arena.take<float>(group * static_cast<std::size_t>(limits.tokens)),
+            .tile = arena.take<float>(group * kTile)};
+  }
+
+  /// q.k, unscaled: head g, token indexed().begin + i at [g * n + i], n = indexed().size().
+  template <class Ops, class Source, class Index>
+  static const float* compute(const DrawInput<Source, Index>& input, const Scratch& scratch) {
+    using Scalar = typename Source::Scalar;
+    const TokenRange range = input.index.indexed();
+    const std::int64_t n = range.size();
+    const Scalar* rows[kTile];
+    for (TokenId first = 0; first < n; first += kTile) {
+      const int count = static_cast<int>(n - first < kTile ? n - first : kTile);
+      for (int i = 0; i < count; ++i) {
+        rows[i] = input.key_values.key(input.kv_head, range.begin + first + i);
+      }
+      Ops::dot_rows(Rows<Scalar>{.rows = rows, .count = count, .dim = input.queries.dim},
+                    input.queries.data, input.queries.count, scratch.tile);
+      for (int g = 0; g < input.queries.count; ++g) {
+        for (int i = 0; i < count; ++i) {
+          scratch.dots[g * n + first + i] = scratch.tile[g * count + i];
+        }
+      }
+    }
+    return scratch.dots;
+  }
+
+ private:
+  static constexpr int kTile = 128;
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Samplers: anything that returns tokens with their inclusion probabilities.
+#pragma once
+
+#include <concepts>
+
+#include "magicpig/core/candidates.hpp"
+#include "magicpig/core/error.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/workspace.hpp"
+#include "magicpig/index/index.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Draws candidates of one KV head from the indexed range. Immutable; any number of threads share
+/// one. `carve` takes scratch from an arena (the same code measures and carves), `draw` fills it;
+/// what draw returns points into the scratch and lives until the next draw.
+///
+/// kUnbiased says whether every indexed token has an inclusion probability above 0 that draw
+/// reports: then Horvitz-Thompson sums over the candidates are unbiased.
+template <class S, class Ops, class Source, class I>
+concept SamplerOver = Index<I> &&
+    requires(const S& sampler, Arena& arena, const DrawLimits& limits,
+             const DrawInput<Source, I>& input, typename S::Scratch& scratch) {
+  { S::kUnbiased } -> std::convertible_to<bool>;
+  { sampler.carve(arena, limits) } -> std::same_as<typename S::Scratch>;
+  sampler.template draw<Ops>(input, scratch);
+};
+
+/// Draws nothing: with it decode() attends to every token exactly and ignores any index.
+struct Exact {
+  static constexpr bool kUnbiased = true;
+  struct Scratch {};
+
+  [[nodiscard]] static Scratch carve(Arena&, const DrawLimits&) { return {}; }
+
+  template <class Ops, class Source, class Index>
+  [[nodiscard]] Candidates<ConstantInclusion> draw(const DrawInput<Source, Index>&,
+                                                   Scratch&) const {
+    return {};
+  }
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI
