@@ -127,7 +127,7 @@ class DecodeStep {
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
-    const std::size_t needed = workspace_bytes(plan, indexed, workers);
+    const std::size_t needed = requests.empty() ? 0 : workspace_bytes(plan, indexed, workers);
     if (workspace.size() < needed) {
       return Status::error(ErrorCode::kWorkspaceTooSmall,
                            "the workspace has %zu bytes, %d workers on up to %d indexed tokens "
@@ -159,7 +159,7 @@ class DecodeStep {
   }
 
   /// Error: an output that is not finite, from a NaN or infinity in keys or values (or logits
-  /// beyond float32); it is left as it came out, the other outputs are right.
+  /// beyond float32). It is left as it came out; outputs of other KV heads are right.
   [[nodiscard]] Status finish() const noexcept {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       for (std::size_t h = 0; h < requests_[i].states.size(); ++h) {

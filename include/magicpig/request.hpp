@@ -88,7 +88,8 @@ Status validate(const Plan& plan) noexcept {
 }
 
 /// Errors: anything null, sizes that disagree with the shape, an index that covers tokens which the
-/// cache does not hold, a query that is not finite. `number` is named in the messages.
+/// cache does not hold or that the sampler cannot draw from, a query that is not finite. `number`
+/// is named in the messages.
 template <class Plan, KeyValueSource Source, Index IndexType>
 Status validate(const Plan& plan, const Request<Source, IndexType>& request,
                 std::size_t number) noexcept {
@@ -143,7 +144,7 @@ Status validate(const Plan& plan, const Request<Source, IndexType>& request,
                          "it with the cache",
                          number, sampled.begin, sampled.end, source.tokens());
   }
-  return Status();
+  return supported_by(*plan.sampler, *request.index);
 }
 
 }  // namespace magicpig::inline MAGICPIG_ABI

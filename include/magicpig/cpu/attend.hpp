@@ -131,7 +131,7 @@ class Attend {
         }
       }
       absorb(count);
-      if (in_.report) account(count);
+      if (in_.report) account(candidates.members, first, count);
     }
   }
 
@@ -222,8 +222,8 @@ class Attend {
     sums.largest = tile_largest;
   }
 
-  // Gathers the report's sums; weights of candidates of other heads are 0.
-  void account(int count) {
+  // Gathers the report's sums.
+  void account(std::span<const std::uint32_t> members, int first, int count) {
     const int dim = in_.key_values.value_dim();
     double norms[kTile];
     for (int i = 0; i < count; ++i) {
@@ -233,11 +233,12 @@ class Attend {
         norms[i] += v * v;
       }
     }
-    for (int g = 0; g < in_.queries.count; ++g) account_head(g, count, norms);
+    const std::uint32_t* drawn_by = members.empty() ? nullptr : members.data() + first;
+    for (int g = 0; g < in_.queries.count; ++g) account_head(g, count, drawn_by, norms);
     add_values(s_.spread, count, s_.spread_values, std::int64_t{in_.queries.count} * dim);
   }
 
-  void account_head(int g, int count, const double* norms) {
+  void account_head(int g, int count, const std::uint32_t* drawn_by, const double* norms) {
     AttendSums& sums = s_.sums[g];
     for (int i = 0; i < count; ++i) {
       const std::int64_t at = std::int64_t{g} * count + i;
@@ -245,7 +246,7 @@ class Attend {
       const double pi = ::exp(static_cast<double>(s_.log_pi[at]));
       const double spread = (1.0 - pi) * omega * omega;
       s_.spread[at] = static_cast<float>(spread);
-      if (omega == 0.0) continue;
+      if (drawn_by != nullptr && ((drawn_by[i] >> g) & 1U) == 0) continue;
       sums.drawn += 1;
       sums.inverse_pi += 1.0 / pi;
       sums.inverse_pi_variance += (1.0 - pi) / (pi * pi);

@@ -183,6 +183,7 @@ class BucketTables {
     int segments = 0;                     // rewritten or new
     std::unique_ptr<Segment[]> fresh;     // [segments, kv_heads]
     std::unique_ptr<Segment[]> combined;  // room for all segments, old and new
+    Buffer<double> sums;                  // [kv_heads, dim]
     Buffer<Code> codes;                   // [tables, tokens], one segment of one head
     Buffer<float> scratch;                // [workers, scratch_floats]
     Buffer<Code> batch;                   // [workers, kHashBatch, tables]
@@ -200,7 +201,7 @@ class BucketTables {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
-    if (range_.empty()) make_centres(backend, source, change.tokens);
+    if (range_.empty()) make_centres(backend, source, change);
     for (int s = 0; s < change.segments; ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
         status = make_segment(backend, source, change, s, h);
@@ -243,7 +244,8 @@ class BucketTables {
         total < config_.segment_tokens ? total : TokenId{config_.segment_tokens};
     change.scratch_floats = family_->scratch_floats(kHashBatch) +
                             static_cast<std::size_t>(kHashBatch) * static_cast<std::size_t>(dim());
-    if (!change.codes.resize(tables * static_cast<std::size_t>(longest)) ||
+    if (!change.sums.resize(heads * static_cast<std::size_t>(dim())) ||
+        !change.codes.resize(tables * static_cast<std::size_t>(longest)) ||
         !change.scratch.resize(crew * change.scratch_floats) ||
         !change.batch.resize(crew * static_cast<std::size_t>(kHashBatch) * tables)) {
       return false;
@@ -257,16 +259,19 @@ class BucketTables {
     return true;
   }
 
+  // Means of the keys of `tokens`, one pass over them, summed in double and in token order.
   template <class Backend, KeyValueSource Source>
-  void make_centres(const Backend& backend, const Source& source, TokenRange tokens) noexcept {
+  void make_centres(const Backend& backend, const Source& source, Change& change) noexcept {
     backend.executor.parallel_for(config_.kv_heads, [&](int h, int) {
+      double* sums = change.sums.data() + std::int64_t{h} * dim();
+      for (int j = 0; j < dim(); ++j) sums[j] = 0.0;
+      for (TokenId t = change.tokens.begin; t < change.tokens.end; ++t) {
+        const auto* key = source.key(h, t);
+        for (int j = 0; j < dim(); ++j) sums[j] += static_cast<double>(to_float(key[j]));
+      }
       for (int j = 0; j < dim(); ++j) {
-        double sum = 0.0;
-        for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-          sum += static_cast<double>(to_float(source.key(h, t)[j]));
-        }
         centres_.data()[std::int64_t{h} * dim() + j] =
-            static_cast<float>(sum / static_cast<double>(tokens.size()));
+            static_cast<float>(sums[j] / static_cast<double>(change.tokens.size()));
       }
     });
   }

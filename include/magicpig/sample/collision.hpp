@@ -79,8 +79,16 @@ class Collisions {
                           family.table_collision(cosine, config.probe_radius));
     });
     if (!curve.ok()) return curve.status();
-    return Collisions(config, family.tables(), family.scratch_floats(1), std::move(*ball),
-                      std::move(*curve));
+    return Collisions(config, family, std::move(*ball), std::move(*curve));
+  }
+
+  /// Error: an index whose codes have other K or L than the family this was made for.
+  template <HashFamily Family>
+  [[nodiscard]] Status supports(const BucketTables<Family>& index) const noexcept {
+    if (index.family().bits() == bits_ && index.family().tables() == tables_) return Status();
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "the sampler is made for (K, L) = (%d, %d), the index has (%d, %d)", bits_,
+                         tables_, index.family().bits(), index.family().tables());
   }
 
   struct Scratch {
@@ -136,11 +144,13 @@ class Collisions {
  private:
   static constexpr int kWords = kMaxSegmentTokens / 64;
 
-  Collisions(const CollisionConfig& config, int tables, std::size_t projections_per_vector,
-             HammingBall ball, InclusionCurve curve)
+  template <HashFamily Family>
+  Collisions(const CollisionConfig& config, const Family& family, HammingBall ball,
+             InclusionCurve curve)
       : config_(config),
-        tables_(tables),
-        projections_per_vector_(projections_per_vector),
+        bits_(family.bits()),
+        tables_(family.tables()),
+        projections_per_vector_(family.scratch_floats(1)),
         ball_(std::move(ball)),
         curve_(std::move(curve)) {}
 
@@ -196,6 +206,7 @@ class Collisions {
   }
 
   CollisionConfig config_;
+  int bits_;
   int tables_;
   std::size_t projections_per_vector_;
   HammingBall ball_;

@@ -11,6 +11,7 @@
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/sample/sampler.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"
 
@@ -46,6 +47,12 @@ class Defensive {
     Result<Uniform> uniform = Uniform::create(budget);
     if (!uniform.ok()) return uniform.status();
     return Defensive(std::move(sampler), *uniform);
+  }
+
+  /// As the inner sampler's.
+  template <class Index>
+  [[nodiscard]] Status supports(const Index& index) const noexcept {
+    return supported_by(sampler_, index);
   }
 
   struct Scratch {

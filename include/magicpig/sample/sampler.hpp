@@ -28,6 +28,17 @@ concept SamplerOver = Index<I> &&
   sampler.template draw<Ops>(input, scratch);
 };
 
+/// Whether a sampler can draw from an index: what its `supports(index)` says, where it has one.
+/// Samplers that look at more than the range of an index have one, and decode() asks it first.
+template <class Sampler, Index IndexType>
+Status supported_by(const Sampler& sampler, const IndexType& index) noexcept {
+  if constexpr (requires { sampler.supports(index); }) {
+    return sampler.supports(index);
+  } else {
+    return Status();
+  }
+}
+
 /// Draws nothing: with it decode() attends to every token exactly and ignores any index.
 struct Exact {
   static constexpr bool kUnbiased = true;
