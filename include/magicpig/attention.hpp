@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/error.hpp"
@@ -56,9 +57,10 @@ struct DecodeScratch {
 
 /// The algorithm, for one KV head of one request: sink, local and not yet indexed tokens are
 /// exact, the others are drawn; all of them meet in one softmax.
-template <class Ops, class Plan, KeyValueSource Source, Index IndexType>
-void decode_head(const Plan& plan, const Request<Source, IndexType>& request, int kv_head,
+template <class Ops, class Plan, class RequestType>
+void decode_head(const Plan& plan, const RequestType& request, int kv_head,
                  DecodeScratch<Plan>& scratch) noexcept {
+  using Source = typename RequestType::Source;
   const std::int64_t first_head = std::int64_t{kv_head} * plan.shape.group();
   const QueryGroup queries{.data = request.query.data() + first_head * plan.shape.head_dim,
                            .count = plan.shape.group(),
@@ -76,7 +78,7 @@ void decode_head(const Plan& plan, const Request<Source, IndexType>& request, in
   attend.add_exact({.begin = sampled.end, .end = key_values.tokens()});
   std::size_t read = 0;
   if (!sampled.empty()) {
-    const DrawInput<Source, IndexType> input{
+    const DrawInput<Source, typename RequestType::Index> input{
         .key_values = key_values,
         .index = *request.index,
         .kv_head = kv_head,
@@ -104,10 +106,10 @@ template <class Plan>
 
 /// Validated requests and workspace of one step. Hosts that own their threads make one and call
 /// run_share() from each of them; decode() does so on an executor.
-template <class Ops, class Plan, KeyValueSource Source, Index IndexType>
+template <class Ops, class Plan, class RequestType>
 class DecodeStep {
  public:
-  using Requests = std::span<const Request<Source, IndexType>>;
+  using Requests = std::span<const RequestType>;
 
   /// `workspace` of at least workspace_bytes(plan, largest indexed range, workers), used by nobody
   /// else while the step runs. Errors: those of validate(), and a workspace that is too small.
@@ -192,6 +194,7 @@ class DecodeStep {
 
 /// One decode step of one layer: for every request the attention of its query over its keys and
 /// values, written to its states as normalised output and natural-log lse, and to its reports.
+/// `requests` is an array, vector or span of Request.
 ///
 /// Results are bit-identical for any number of workers, any order of the requests, and from run to
 /// run. An empty cache gives zeros and lse -inf. Allocates nothing, throws nothing, takes no lock
@@ -199,12 +202,13 @@ class DecodeStep {
 ///
 /// Errors: all arguments are validated before anything is written; afterwards an output that is not
 /// finite is reported (see DecodeStep::finish).
-template <class Backend, class Plan, KeyValueSource Source, Index IndexType>
-Status decode(const Backend& backend, const Plan& plan,
-              std::span<const Request<Source, IndexType>> requests,
+template <class Backend, class Plan, class Requests>
+Status decode(const Backend& backend, const Plan& plan, const Requests& requests,
               std::span<std::byte> workspace) noexcept {
-  using Step = DecodeStep<typename Backend::Ops, Plan, Source, IndexType>;
-  const Result<Step> step = Step::create(plan, requests, workspace, backend.executor.workers());
+  const auto list = std::span(requests);
+  using RequestType = std::remove_const_t<typename decltype(list)::element_type>;
+  using Step = DecodeStep<typename Backend::Ops, Plan, RequestType>;
+  const Result<Step> step = Step::create(plan, list, workspace, backend.executor.workers());
   if (!step.ok()) return step.status();
   backend.executor.parallel_for(step->tasks(),
                                 [&](int task, int worker) { step->run_task(task, worker); });

@@ -41,8 +41,11 @@ struct DecodePlan {
 
 /// One sequence's part of a decode step: one query token, all its heads. The query sees every token
 /// of `key_values`; a causal host passes a view that ends at the query's own token.
-template <KeyValueSource Source, Index IndexType = RangeIndex>
+template <KeyValueSource SourceType, Index IndexType = RangeIndex>
 struct Request {
+  using Source = SourceType;
+  using Index = IndexType;
+
   const Source* key_values = nullptr;
   const IndexType* index = nullptr;    ///< null: every token is exact
   std::span<const float> query;        ///< [query_heads, head_dim], unscaled
@@ -53,8 +56,8 @@ struct Request {
 };
 
 /// Tokens that are drawn from; all others are exact.
-template <class Plan, KeyValueSource Source, Index IndexType>
-[[nodiscard]] TokenRange sampled_range(const Request<Source, IndexType>& request) {
+template <class Plan, class RequestType>
+[[nodiscard]] TokenRange sampled_range(const RequestType& request) {
   if (std::is_same_v<typename Plan::Sampler, Exact> || request.index == nullptr) return {};
   const TokenRange range = request.index->indexed();
   return range.empty() ? TokenRange{} : range;
@@ -90,14 +93,13 @@ Status validate(const Plan& plan) noexcept {
 /// Errors: anything null, sizes that disagree with the shape, an index that covers tokens which the
 /// cache does not hold or that the sampler cannot draw from, a query that is not finite. `number`
 /// is named in the messages.
-template <class Plan, KeyValueSource Source, Index IndexType>
-Status validate(const Plan& plan, const Request<Source, IndexType>& request,
-                std::size_t number) noexcept {
+template <class Plan, class RequestType>
+Status validate(const Plan& plan, const RequestType& request, std::size_t number) noexcept {
   const Shape& shape = plan.shape;
   if (request.key_values == nullptr) {
     return Status::error(ErrorCode::kInvalidArgument, "request %zu has no keys and values", number);
   }
-  const Source& source = *request.key_values;
+  const auto& source = *request.key_values;
   if (source.kv_heads() != shape.kv_heads || source.head_dim() != shape.head_dim ||
       source.value_dim() != shape.value_dim) {
     return Status::error(ErrorCode::kShapeMismatch,
