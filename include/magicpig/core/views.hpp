@@ -41,8 +41,8 @@ class StridedKeyValues {
   struct Layout {
     const T* keys = nullptr;    ///< row of KV head 0, token 0
     const T* values = nullptr;  ///< likewise
-    ByteStrides key_strides;
-    ByteStrides value_strides;
+    ByteStrides key_strides = {};
+    ByteStrides value_strides = {};
     int kv_heads = 1;
     int head_dim = 0;
     int value_dim = 0;
