@@ -76,9 +76,11 @@ template <KeyValueSource Source>
   return tokens;
 }
 
-/// |actual - expected| / |expected|, Euclidean; the absolute error where `expected` is zero.
+/// |actual - expected| / max(|expected|, least_size), Euclidean; the absolute error where that is
+/// 0.
 [[nodiscard]] inline double relative_error(std::span<const float> actual,
-                                           std::span<const double> expected) {
+                                           std::span<const double> expected,
+                                           double least_size = 0.0) {
   double error = actual.size() == expected.size() ? 0.0 : std::numeric_limits<double>::infinity();
   double square = 0.0;
   for (std::size_t i = 0; i < actual.size() && i < expected.size(); ++i) {
@@ -86,7 +88,8 @@ template <KeyValueSource Source>
     error += difference * difference;
     square += expected[i] * expected[i];
   }
-  return std::sqrt(square > 0.0 ? error / square : error);
+  const double size = std::fmax(std::sqrt(square), least_size);
+  return size > 0.0 ? std::sqrt(error) / size : std::sqrt(error);
 }
 
 }  // namespace magicpig::test

@@ -47,8 +47,8 @@ struct ProblemConfig {
   double key_offset = 0.0;   ///< added to every coordinate of every key
 };
 
-/// Keys, values and queries with standard normal entries, rounded to T. Memory between rows is NaN,
-/// so that reading it shows.
+/// Keys and queries with standard normal entries, values with mean 1/2 (so that outputs are not
+/// sums that cancel), rounded to T. Memory between rows is NaN, so that reading it shows.
 template <class T>
 class Problem {
  public:
@@ -73,7 +73,7 @@ class Problem {
           key(h, t)[j] = from_float<T>(static_cast<float>(random.normal() + config.key_offset));
         }
         for (int j = 0; j < shape.value_dim; ++j) {
-          value(h, t)[j] = from_float<T>(static_cast<float>(random.normal()));
+          value(h, t)[j] = from_float<T>(static_cast<float>(random.normal() + 0.5));
         }
       }
     }
