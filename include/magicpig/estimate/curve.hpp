@@ -16,9 +16,10 @@ namespace magicpig::inline MAGICPIG_ABI {
 ///
 /// The table is uniform in x = sqrt((1 - cosine) / 2), the sine of half the angle: the collision
 /// probability 1 - angle / pi has a vertical tangent in the cosine at 1 and none in x. With 2,048
-/// segments (8 KiB) the error of log u is below 2e-5 for cosine >= -0.5 and SimHash at (10, 150),
-/// t = 2. Below -0.99 it grows, since log u falls to -inf at -1; the last node stands at 1/8 of a
-/// segment from there.
+/// segments (8 KiB) the error of log u for cosine >= -0.5 is below 2e-5 for SimHash at (10, 150),
+/// t = 2, and below 5e-5 for any K <= 15, L <= 1024, t <= 3 and radius <= 2. It grows towards -1,
+/// where log u falls to -inf: below 1.2e-3 at -0.9 and unbounded from -0.99 on; the last node
+/// stands at 1/8 of a segment from -1.
 class InclusionCurve {
  public:
   static constexpr int kSegments = 2048;
