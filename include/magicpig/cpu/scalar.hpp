@@ -58,7 +58,9 @@ struct ScalarOps {
   }
 
   static void log_affine_exp(float* x, int n, float a, float b) {
-    for (int i = 0; i < n; ++i) x[i] = ::logf(a + b * ::expf(x[i]));
+    // Without a, exp(x) may round to 0 while log b + x is still finite.
+    const float log_b = ::logf(b);
+    for (int i = 0; i < n; ++i) x[i] = a > 0.0F ? ::logf(a + b * ::expf(x[i])) : log_b + x[i];
   }
 
   static void interpolate(const CurveView& curve, float* x, int n) {
