@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "magicpig/attention.hpp"
+#include "oracle.hpp"
 #include "problem.hpp"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
