@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-INCLUDE = re.compile(r"^\s*#\s*include\s*<([^>]+)>", re.MULTILINE)
+INCLUDE = re.compile(r"^\s*#\s*include\s*[<\"]([^>\"]+)[>\"]", re.MULTILINE)
 # What windows.h does to its users.
 MIN_MAX = """
 #define min(a, b) (((a) < (b)) ? (a) : (b))
