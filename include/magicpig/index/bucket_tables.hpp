@@ -79,7 +79,8 @@ class BucketTables {
 
   /// Replaces the content by the tokens of `range` (often Window::middle) and makes the centre
   /// anew. Errors: source and config disagree, range outside the source, a key that is not finite,
-  /// memory; the index is then unchanged.
+  /// memory, a backend without workers; the index is then unchanged. An empty range may begin
+  /// beyond a short cache: it says where append() is to start.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
     Result<BucketTables> fresh = create(*family_, config_);
@@ -88,8 +89,10 @@ class BucketTables {
       return Status::error(ErrorCode::kInvalidArgument, "range [%d, %d) is not a range of tokens",
                            range.begin, range.end);
     }
+    Status status = check(source, range.empty() ? 0 : range.end);
+    if (!status.ok()) return status;
     fresh->range_ = {.begin = range.begin, .end = range.begin};
-    const Status status = fresh->extend(backend, source, range.end);
+    status = fresh->extend(backend, source, range.end);
     if (status.ok()) *this = std::move(*fresh);
     return status;
   }
@@ -99,6 +102,8 @@ class BucketTables {
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
+    const Status status = check(source, end);
+    if (!status.ok()) return status;
     const TokenId waiting = end - range_.end;
     return extend(backend, source, end - waiting % config_.seal_tokens);
   }
@@ -169,7 +174,7 @@ class BucketTables {
     return norms_[static_cast<std::size_t>(kv_head)];
   }
   [[nodiscard]] int segments_for(TokenId tokens) const {
-    return (tokens + config_.segment_tokens - 1) / config_.segment_tokens;
+    return tokens / config_.segment_tokens + (tokens % config_.segment_tokens != 0 ? 1 : 0);
   }
   [[nodiscard]] int tokens_in(int number) const {
     const TokenId rest = range_.end - segment_begin(number);
@@ -193,23 +198,26 @@ class BucketTables {
   // Indexes [range_.end, end): makes the new segments aside, then commits.
   template <class Backend, KeyValueSource Source>
   Status extend(const Backend& backend, const Source& source, TokenId end) noexcept {
-    Status status = check(source, end);
-    if (!status.ok() || end == range_.end) return status;
+    if (end == range_.end) return Status();
+    const int workers = backend.executor.workers();
+    if (workers < 1) {
+      return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
+    }
     Change change;
     change.tokens = {.begin = range_.end, .end = end};
-    if (!prepare(change, backend.executor.workers())) {
+    if (!prepare(change, workers)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
     if (range_.empty()) make_centres(backend, source, change);
     for (int s = 0; s < change.segments; ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
-        status = make_segment(backend, source, change, s, h);
+        const Status status = make_segment(backend, source, change, s, h);
         if (!status.ok()) return status;
       }
     }
     commit(change);
-    return status;
+    return Status();
   }
 
   template <KeyValueSource Source>
@@ -284,9 +292,9 @@ class BucketTables {
     const Segment none;
     const Segment& old = number < segment_count_ ? segment(number, kv_head) : none;
     const TokenId begin = segment_begin(number) + old.tokens();
-    const TokenId limit = segment_begin(number) + config_.segment_tokens;
-    const TokenRange tokens{.begin = begin,
-                            .end = change.tokens.end < limit ? change.tokens.end : limit};
+    const TokenId room = config_.segment_tokens - old.tokens();
+    const TokenId rest = change.tokens.end - begin;
+    const TokenRange tokens{.begin = begin, .end = begin + (rest < room ? rest : room)};
     Segment& fresh =
         change.fresh[static_cast<std::size_t>(s) * static_cast<std::size_t>(config_.kv_heads) +
                      static_cast<std::size_t>(kv_head)];
@@ -302,15 +310,28 @@ class BucketTables {
     });
     const float* norms = norms_of(kv_head).data();
     for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-      if (!std::isfinite(norms[t - range_.begin])) {
-        return Status::error(ErrorCode::kNonFinite,
-                             "the centred key of token %d, KV head %d is not finite", t, kv_head);
-      }
+      if (std::isfinite(norms[t - range_.begin])) continue;
+      return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
+                           find_not_finite(source, change.tokens, kv_head, t), kv_head);
     }
     backend.executor.parallel_for(family_->tables(), [&](int table, int) {
       fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
     });
     return Status();
+  }
+
+  // The first token whose key is not finite: the centre spreads it to the norms of all. Without one
+  // it was the norm of `suspect` that is beyond float32.
+  template <KeyValueSource Source>
+  TokenId find_not_finite(const Source& source, TokenRange tokens, int kv_head,
+                          TokenId suspect) const {
+    for (TokenId t = tokens.begin; t < tokens.end; ++t) {
+      const auto* key = source.key(kv_head, t);
+      for (int j = 0; j < dim(); ++j) {
+        if (!std::isfinite(to_float(key[j]))) return t;
+      }
+    }
+    return suspect;
   }
 
   struct Block {
