@@ -14,6 +14,7 @@
 // A host brings its keys and values (core/views.hpp), its threads (core/executor.hpp), its memory
 // (workspace_bytes below) and a choice of SIMD library (cpu/scalar.hpp here, cpu/highway.hpp).
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -165,8 +166,10 @@ class DecodeStep {
   [[nodiscard]] Status finish() const noexcept {
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       for (std::size_t h = 0; h < requests_[i].states.size(); ++h) {
-        const float lse = requests_[i].states[h].lse;
-        if (lse < -kEmptyLse) continue;  // false for NaN and +inf
+        const AttentionState& state = requests_[i].states[h];
+        bool finite = state.lse < -kEmptyLse;  // false for NaN and +inf
+        for (const float x : state.out) finite = finite && std::isfinite(x);
+        if (finite) continue;
         return Status::error(ErrorCode::kNonFinite,
                              "request %zu: the output of head %zu is not finite", i, h);
       }

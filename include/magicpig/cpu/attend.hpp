@@ -66,7 +66,7 @@ struct AttendScratch {
 /// Accumulates the sum of weights and the weighted sum of values over tiles of tokens, with a
 /// running maximum per head so that no exponential overflows and one pass over the rows is enough.
 /// Tiles are summed in float and added up in double: the error does not grow with the number of
-/// tokens. Not-a-number anywhere in a row ends up in the lse.
+/// tokens. Not-a-number in a key ends up in the lse, in a value in the output.
 /// Source: online softmax, Milakov and Gimelshein 2018; by tiles, Dao et al. 2022.
 template <class Ops, KeyValueSource Source>
 class Attend {
