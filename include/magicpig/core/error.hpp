@@ -26,7 +26,7 @@ enum class ErrorCode {
 };
 
 /// Success, or an error code with a message that names the value and its bound. Trivially
-/// copyable, 256 bytes, no allocation.
+/// copyable, 252 bytes, no allocation.
 class [[nodiscard]] Status {
  public:
   constexpr Status() = default;
