@@ -312,7 +312,9 @@ struct HighwayOps {
       // Max() of a target may return either argument if one is NaN; a comparison is false.
       largest = hn::IfThenElse(hn::Gt(v, largest), v, largest);
     }
-    float result = hn::GetLane(hn::MaxOfLanes(d, largest));
+    // Highway 1.0.3's emulated MaxOfLanes() starts from the lowest finite number.
+    const bool none = hn::AllTrue(d, hn::Eq(largest, hn::Set(d, kLowest)));
+    float result = none ? kLowest : hn::GetLane(hn::MaxOfLanes(d, largest));
     for (; i < n; ++i) result = x[i] > result ? x[i] : result;
     return result;
   }
