@@ -3,6 +3,7 @@
 // queries, outputs, and the call of decode() on them.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode() allocates nothing: this program's operator new counts.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "allocations.hpp"
+#include "backends.hpp"
+#include "magicpig/attention.hpp"
+#include "magicpig/sample/oracle.hpp"
+#include "magicpig/sample/top_k.hpp"
+#include "problem.hpp"
+
+namespace {
+
+std::atomic<std::int64_t> allocations{0};
+thread_local std::int64_t successes_left = -1;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  // aligned_alloc wants a multiple of the alignment.
+  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+  return std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment);
+}
+
+void* allocate_or_abort(std::size_t size, std::size_t alignment) {
+  void* memory = allocate(size, alignment);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+
+void* allocate_unless_failing(std::size_t size, std::size_t alignment) {
+  if (successes_left == 0) return nullptr;
+  if (successes_left > 0) --successes_left;
+  return allocate(size, alignment);
+}
+
+// Not inlined: g++ would take the inlined pair of operator new and free for a mismatch.
+[[gnu::noinline]] void release(void* memory) { std::free(memory); }
+
+constexpr std::size_t kDefault = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
+
+std::size_t number(std::align_val_t alignment) { return static_cast<std::size_t>(alignment); }
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate_or_abort(size, kDefault); }
+void* operator new[](std::size_t size) { return allocate_or_abort(size, kDefault); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate_or_abort(size, number(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment) {
+  return allocate_or_abort(size, number(alignment));
+}
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return allocate_unless_failing(size, kDefault);
+}
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
+  return allocate_unless_failing(size, kDefault);
+}
+void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return allocate_unless_failing(size, number(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return allocate_unless_failing(size, number(alignment));
+}
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete[](void* memory) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { release(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t, const std::nothrow_t&) noexcept {
+  release(memory);
+}
+void operator delete[](void* memory, std::align_val_t, const std::nothrow_t&) noexcept {
+  release(memory);
+}
+
+namespace magicpig::test {
+
+std::int64_t allocation_count() { return allocations.load(std::memory_order_relaxed); }
+
+void fail_allocations_after(std::int64_t successes) { successes_left = successes; }
+
+namespace {
+
+TEST_CASE("this program's operator new counts and fails as told") {
+  const std::int64_t before = allocation_count();
+  std::vector<int> numbers(10);
+  Buffer<float> buffer;
+  CHECK(buffer.reserve(3));
+  CHECK(allocation_count() == before + 2);
+  fail_allocations_after(1);
+  CHECK(buffer.reserve(100));
+  CHECK_FALSE(buffer.reserve(1000));
+  fail_allocations_after(-1);
+  CHECK(buffer.reserve(1000));
+}
+
+constexpr Shape kShape{.query_heads = 8, .kv_heads = 2, .head_dim = 24, .value_dim = 20};
+
+template <class Ops, class Executor, class Sampler, class IndexType>
+void check_no_allocation(Executor& executor, const Problem<float>& problem, const Sampler& sampler,
+                         const IndexType* index) {
+  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler};
+  const auto source = problem.source();
+  Outputs outputs(kShape);
+  const auto request = make_request(problem, source, index, outputs, {.seed = 3, .step = 4});
+  using Requests = std::span<const std::remove_const_t<decltype(request)>>;
+  std::vector<std::byte> workspace(workspace_bytes(plan, problem.tokens(), executor.workers()));
+  const auto backend = make_backend<Ops>(executor);
+  const std::int64_t before = allocation_count();
+  const Status status = decode(backend, plan, Requests(&request, 1), workspace);
+  const std::int64_t after = allocation_count();
+  REQUIRE_MESSAGE(status.ok(), status.message());
+  CHECK(after == before);
+}
+
+template <class Ops, class Executor>
+void check_samplers(Executor& executor) {
+  const Problem<float> problem({.shape = kShape, .tokens = 700, .seed = 5});
+  const auto family = SimHash::create({.dim = 24, .bits = 6, .tables = 30, .seed = 1});
+  auto index = BucketTables<SimHash>::create(*family, {.kv_heads = 2, .segment_tokens = 128});
+  const auto source = problem.source();
+  REQUIRE(index->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
+  const RangeIndex range({.begin = 4, .end = 640}, 2, 24);
+  auto collisions = Collisions::create(*family, {.min_collisions = 2, .probe_radius = 1});
+  const Budget budget{.fraction = 0.1};
+  check_no_allocation<Ops>(executor, problem, Exact{}, static_cast<RangeIndex*>(nullptr));
+  check_no_allocation<Ops>(executor, problem, *collisions, &*index);
+  check_no_allocation<Ops>(executor, problem, *Uniform::create(budget), &range);
+  check_no_allocation<Ops>(executor, problem,
+                           *Defensive<Collisions>::create(std::move(*collisions), budget), &*index);
+  check_no_allocation<Ops>(executor, problem, *TopK::create(budget), &range);
+  check_no_allocation<Ops>(executor, problem, *OraclePoisson::create(budget), &range);
+  check_no_allocation<Ops>(executor, problem, *OracleMultinomial::create(budget), &range);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler, on one thread or three", Ops,
+                          allocation_free) {
+  SerialExecutor serial;
+  check_samplers<Ops>(serial);
+  const auto pool = ThreadPool::create(3);
+  REQUIRE(pool.ok());
+  check_samplers<Ops>(**pool);
+}
+TEST_CASE_TEMPLATE_APPLY(allocation_free, Backends);
+
+TEST_CASE("a refused decode allocates nothing either") {
+  const Problem<float> problem({.shape = kShape, .tokens = 20});
+  const auto source = problem.source();
+  Outputs outputs(kShape);
+  const auto request = make_request(problem, source, static_cast<RangeIndex*>(nullptr), outputs);
+  SerialExecutor executor;
+  const Exact exact;
+  const DecodePlan<> plan{.shape = kShape, .sampler = &exact};
+  const std::int64_t before = allocation_count();
+  const Status status = decode(make_backend<ScalarOps>(executor), plan,
+                               std::span<const std::remove_const_t<decltype(request)>>(&request, 1),
+                               std::span<std::byte>());
+  CHECK(allocation_count() == before);
+  CHECK(status.code() == ErrorCode::kWorkspaceTooSmall);
+}
+
+}  // namespace
+}  // namespace magicpig::test

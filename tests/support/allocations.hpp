@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counts calls of operator new in this program, and lets the non-throwing ones fail on demand.
+#pragma once
+
+#include <cstdint>
+
+namespace magicpig::test {
+
+/// Calls of any operator new so far, on all threads. Defined in attention/allocation_test.cpp.
+[[nodiscard]] std::int64_t allocation_count();
+
+/// From now on the non-throwing operator new succeeds `successes` times on this thread and then
+/// fails; negative: never fails. Other threads are not affected.
+void fail_allocations_after(std::int64_t successes);
+
+}  // namespace magicpig::test

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whether two indexes hold the same: ranges, centres, norms and the ids in every bucket.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "magicpig/index/bucket_tables.hpp"
+
+namespace magicpig::test {
+
+[[nodiscard]] inline bool same_floats(const float* a, const float* b, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (std::bit_cast<std::uint32_t>(a[i]) != std::bit_cast<std::uint32_t>(b[i])) return false;
+  }
+  return true;
+}
+
+/// Buckets of one segment. `tables` and `buckets` as both were made with.
+[[nodiscard]] inline bool same_segment(const Segment& a, const Segment& b, int tables,
+                                       int buckets) {
+  if (a.tokens() != b.tokens()) return false;
+  for (int table = 0; table < tables; ++table) {
+    for (int code = 0; code < buckets; ++code) {
+      const auto x = a.bucket(table, code);
+      const auto y = b.bucket(table, code);
+      if (!std::equal(x.begin(), x.end(), y.begin(), y.end())) return false;
+    }
+  }
+  return true;
+}
+
+/// Null when two indexes of one family and config hold the same bits, else what differs first. The
+/// centre of an empty index has no meaning and is not compared.
+template <class Family>
+[[nodiscard]] const char* index_difference(const BucketTables<Family>& a,
+                                           const BucketTables<Family>& b) {
+  if (a.indexed() != b.indexed()) return "range";
+  if (a.indexed().empty()) return a.segment_count() == b.segment_count() ? nullptr : "segments";
+  if (a.segment_count() != b.segment_count()) return "segments";
+  const int buckets = bucket_count(a.family().bits());
+  for (int h = 0; h < a.kv_heads(); ++h) {
+    if (!same_floats(a.centre(h), b.centre(h), a.dim())) return "centre";
+    if (!same_floats(a.norms(h), b.norms(h), a.indexed().size())) return "norms";
+    for (int s = 0; s < a.segment_count(); ++s) {
+      if (a.segment_begin(s) != b.segment_begin(s)) return "segment begin";
+      if (!same_segment(a.segment(s, h), b.segment(s, h), a.family().tables(), buckets)) {
+        return "buckets";
+      }
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace magicpig::test
