@@ -4,8 +4,12 @@
 #pragma once
 
 struct Unit {
-  const char* abi;  ///< Name of the inline namespace in that unit.
-  float result;     ///< Of the same small problem in every unit.
+  const char* abi;     ///< Name of the inline namespace in that unit.
+  const char* target;  ///< Highway's target in that unit.
+  float exact_scalar;  ///< lse plus sum of the output, the same small problem in every unit.
+  float exact_highway;
+  float sampled_scalar;
+  float sampled_highway;
 };
 
 Unit unit_baseline();
