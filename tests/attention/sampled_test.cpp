@@ -6,7 +6,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "backends.hpp"
@@ -165,8 +169,10 @@ void check_collisions(const Case& c) {
   std::vector<std::vector<TokenDraw>> draws;
   for (int h = 0; h < c.shape.query_heads; ++h) draws.push_back(brute_force<Ops>(*f, h, 1.0F));
   check_decode<Ops>(*f, *sampler, SelfNormalised{}, draws);
-  check_decode<Ops>(*f, *sampler, Floored{}, draws);
-  check_decode<Ops>(*f, *sampler, Uncorrected{}, draws);
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<Family, SimHash>) {
+    check_decode<Ops>(*f, *sampler, Floored{}, draws);
+    check_decode<Ops>(*f, *sampler, Uncorrected{}, draws);
+  }
 }
 
 constexpr Shape kShape{.query_heads = 6, .kv_heads = 2, .head_dim = 24, .value_dim = 19};

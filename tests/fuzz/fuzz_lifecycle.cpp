@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fuzz target: after any script of growing and cutting a cache, build, append, truncate and decode,
+// an index holds and draws the same bits as one made from scratch.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "brute_force.hpp"
+#include "magicpig/attention.hpp"
+#include "magicpig/cpu/highway.hpp"
+#include "problem.hpp"
+#include "same_index.hpp"
+
+namespace magicpig::test {
+namespace {
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "not so: %s\n", what);
+  std::abort();
+}
+
+/// The script, byte by byte; zeros once it is used up.
+class Script {
+ public:
+  Script(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
+
+  [[nodiscard]] bool done() const { return at_ >= bytes_.size(); }
+  int byte() { return done() ? 0 : bytes_[at_++]; }
+  /// In [first, last], from two bytes where one is too few.
+  int between(int first, int last) {
+    const int choices = last - first + 1;
+    const int value = choices > 256 ? byte() * 256 + byte() : byte();
+    return first + value % choices;
+  }
+
+ private:
+  std::span<const std::uint8_t> bytes_;
+  std::size_t at_ = 0;
+};
+
+/// Three workers whose tasks run backwards: results may depend on neither.
+struct BackwardsExecutor {
+  [[nodiscard]] static int workers() { return 3; }
+  template <class Body>
+  void parallel_for(int tasks, const Body& body) {
+    for (int task = tasks - 1; task >= 0; --task) body(task, task % 3);
+  }
+};
+
+struct Config {
+  Shape shape;
+  CollisionRule rule;
+  BucketTablesConfig tables;
+  std::uint64_t seed = 0;
+
+  static Config read(Script& script) {
+    Config c;
+    c.shape.kv_heads = script.between(1, 2);
+    c.shape.query_heads = c.shape.kv_heads * script.between(1, 4);
+    c.shape.head_dim = script.between(1, 12);
+    c.shape.value_dim = script.between(1, 6);
+    c.rule.bits = script.between(1, 15);
+    if (c.rule.bits > 9 && c.rule.bits < 15) c.rule.bits -= 6;  // large tables only now and then
+    c.rule.tables = script.between(1, 12);
+    c.rule.at_least = std::min(script.between(1, 3), c.rule.tables);
+    c.rule.radius = std::min(script.between(0, 2), c.rule.bits);
+    constexpr int kSeals[] = {1, 2, 7, 64, 100, 1024};
+    c.tables = {.kv_heads = c.shape.kv_heads,
+                .segment_tokens = 64 + script.between(0, 80),
+                .seal_tokens = kSeals[script.between(0, 5)]};
+    c.seed = static_cast<std::uint64_t>(script.byte());
+    return c;
+  }
+};
+
+/// A cache that grows and shrinks; tokens that come again are new ones.
+class Cache {
+ public:
+  static constexpr TokenId kCapacity = 600;
+
+  Cache(const Shape& shape, std::uint64_t seed)
+      : shape_(shape),
+        random_(seed),
+        keys_(static_cast<std::size_t>(shape.kv_heads * kCapacity * shape.head_dim)),
+        values_(static_cast<std::size_t>(shape.kv_heads * kCapacity * shape.value_dim)) {}
+
+  [[nodiscard]] TokenId tokens() const { return tokens_; }
+
+  void grow(TokenId count) {
+    const TokenId end = std::min(kCapacity, tokens_ + count);
+    for (; tokens_ < end; ++tokens_) {
+      // Now and then a copy of the token before, or zeros.
+      const int kind = random_.below(16);
+      for (int h = 0; h < shape_.kv_heads; ++h) write_token(h, kind);
+    }
+  }
+
+  void cut(TokenId tokens) { tokens_ = std::min(tokens_, tokens); }
+
+  float* key(int h, TokenId t) {
+    return keys_.data() + std::int64_t{h * kCapacity + t} * shape_.head_dim;
+  }
+
+  [[nodiscard]] StridedKeyValues<float> view() const {
+    const std::int64_t key_row = 4 * std::int64_t{shape_.head_dim};
+    const std::int64_t value_row = 4 * std::int64_t{shape_.value_dim};
+    return *StridedKeyValues<float>::create(
+        {.keys = keys_.data(),
+         .values = values_.data(),
+         .key_strides = {.head = key_row * kCapacity, .token = key_row},
+         .value_strides = {.head = value_row * kCapacity, .token = value_row},
+         .kv_heads = shape_.kv_heads,
+         .head_dim = shape_.head_dim,
+         .value_dim = shape_.value_dim,
+         .tokens = tokens_});
+  }
+
+ private:
+  void write_token(int h, int kind) {
+    for (int j = 0; j < shape_.head_dim; ++j) {
+      const float fresh = static_cast<float>(random_.normal() + 0.5);
+      const bool repeat = kind == 0 && tokens_ > 0;
+      key(h, tokens_)[j] = repeat ? key(h, tokens_ - 1)[j] : kind == 1 ? 0.0F : fresh;
+    }
+    for (int j = 0; j < shape_.value_dim; ++j) {
+      values_[static_cast<std::size_t>((h * kCapacity + tokens_) * shape_.value_dim + j)] =
+          static_cast<float>(random_.normal());
+    }
+  }
+
+  Shape shape_;
+  Random random_;
+  TokenId tokens_ = 0;
+  std::vector<float> keys_;
+  std::vector<float> values_;
+};
+
+using Tables = BucketTables<SimHash>;
+using Sampler = Defensive<Collisions>;
+
+/// Plays a script on one index and remembers how it could be made from scratch.
+template <class Ops>
+class Lifecycle {
+ public:
+  Lifecycle(const Config& config, Script& script)
+      : config_(config),
+        script_(script),
+        cache_(config.shape, config.seed),
+        family_(std::move(*SimHash::create({.dim = config.shape.head_dim,
+                                            .bits = config.rule.bits,
+                                            .tables = config.rule.tables,
+                                            .seed = config.seed}))),
+        index_(std::move(*Tables::create(family_, config.tables))),
+        collisions_(make_collisions()),
+        sampler_(std::move(*Sampler::create(make_collisions(), {.fraction = 0.03}))),
+        origin_(config.shape, 0) {}
+
+  void run() {
+    for (int step = 0; step < 40 && !script_.done(); ++step) {
+      switch (script_.byte() % 8) {
+        case 0:
+        case 1:
+          cache_.grow(script_.between(1, 150));
+          break;
+        case 2:
+          cut_cache();
+          break;
+        case 3:
+          build();
+          break;
+        case 4:
+        case 5:
+          append(script_.between(0, Cache::kCapacity + 20));
+          break;
+        case 6:
+          truncate(script_.between(-2, Cache::kCapacity + 20));
+          break;
+        case 7:
+          append_spoiled();
+          break;
+      }
+      check();
+    }
+  }
+
+ private:
+  Collisions make_collisions() const {
+    return std::move(*Collisions::create(
+        family_, {.min_collisions = config_.rule.at_least, .probe_radius = config_.rule.radius}));
+  }
+
+  CpuBackend<Ops, BackwardsExecutor> backend() { return make_backend<Ops>(backwards_); }
+
+  // What a host does when a sequence is rolled back: cache and index together.
+  void cut_cache() {
+    cache_.cut(script_.between(0, Cache::kCapacity));
+    truncate(cache_.tokens());
+  }
+
+  void build() {
+    const TokenRange range{.begin = script_.between(-1, 80),
+                           .end = script_.between(0, Cache::kCapacity + 20)};
+    const bool valid = range.begin >= 0 && range.begin <= range.end &&
+                       (range.empty() || range.end <= cache_.tokens());
+    require(index_.build(backend(), cache_.view(), range).ok() == valid, "build accepts ranges");
+    if (valid) remember(range);
+  }
+
+  // The keys of `range` make the centre now.
+  void remember(TokenRange range) {
+    range_ = range;
+    origin_ = cache_;
+    origin_range_ = range;
+    unchanged_end_ = range.end;
+  }
+
+  void append(TokenId end) {
+    const bool valid = end <= range_.end || end <= cache_.tokens();
+    require(index_.append(backend(), cache_.view(), end).ok() == valid, "append accepts ends");
+    if (!valid || end <= range_.end) return;
+    const TokenId seal = config_.tables.seal_tokens;
+    const TokenId taken = (end - range_.end) / seal * seal;
+    if (taken == 0) return;
+    if (range_.empty()) {
+      remember({.begin = range_.begin, .end = range_.end + taken});
+    } else {
+      range_.end += taken;
+    }
+  }
+
+  void truncate(TokenId end) {
+    require(index_.truncate(end).ok() == (end >= 0), "truncate refuses negative ends");
+    if (end < 0 || end >= range_.end) return;
+    range_.end = std::max(end, range_.begin);
+    unchanged_end_ = std::min(unchanged_end_, range_.end);
+  }
+
+  // An append that meets a NaN changes nothing.
+  void append_spoiled() {
+    if (cache_.tokens() <= range_.end) return;
+    const TokenId token = script_.between(range_.end, cache_.tokens() - 1);
+    const TokenId end = script_.between(range_.end, cache_.tokens());
+    const TokenId seal = config_.tables.seal_tokens;
+    if (token >= range_.end + (end - range_.end) / seal * seal) return;  // it would not be read
+    float& victim = cache_.key(config_.shape.kv_heads - 1, token)[config_.shape.head_dim - 1];
+    const float before = victim;
+    victim = std::numeric_limits<float>::quiet_NaN();
+    require(index_.append(backend(), cache_.view(), end).code() == ErrorCode::kNonFinite,
+            "append refuses NaN");
+    victim = before;
+  }
+
+  void check() {
+    require(index_.indexed() == range_, "the range is the one expected");
+    if (range_.end > cache_.tokens() && !range_.empty()) return;  // a stale index is refused
+    const Tables scratch = rebuild();
+    const char* difference = index_difference(index_, scratch);
+    require(difference == nullptr, difference == nullptr ? "" : difference);
+    check_decode(scratch);
+    if (!range_.empty()) check_draw(scratch);
+  }
+
+  // The same content by the shortest way: centre from the keys that made it, then the rest at once.
+  Tables rebuild() {
+    BucketTablesConfig config = config_.tables;
+    config.seal_tokens = 1;
+    Tables index = std::move(*Tables::create(family_, config));
+    const auto backend = make_backend<Ops>(serial_);
+    require(index.build(backend, origin_.view(), origin_range_).ok(), "the origin is built");
+    require(index.truncate(unchanged_end_).ok(), "the origin is cut");
+    if (range_.empty()) return index;
+    require(index.append(backend, cache_.view(), range_.end).ok(), "the rest is appended");
+    return index;
+  }
+
+  void check_decode(const Tables& scratch) {
+    const Shape& shape = config_.shape;
+    const auto source = cache_.view();
+    make_queries();
+    const DecodePlan<Sampler> plan{.shape = shape, .sampler = &sampler_};
+    Outputs outputs(shape);
+    Outputs expected(shape);
+    Request<StridedKeyValues<float>, Tables> request{.key_values = &source,
+                                                     .index = &index_,
+                                                     .query = queries_,
+                                                     .states = outputs.states,
+                                                     .reports = outputs.reports};
+    require(decode_one<Ops>(backwards_, plan, request).ok(), "the index decodes");
+    request.index = &scratch;
+    request.states = expected.states;
+    request.reports = expected.reports;
+    require(decode_one<Ops>(serial_, plan, request).ok(), "the rebuilt index decodes");
+    require(same_bits(outputs, expected), "outputs have the same bits");
+  }
+
+  // The tokens that the last KV head draws, and what brute force says of its last query head.
+  void check_draw(const Tables& scratch) {
+    const Shape& shape = config_.shape;
+    const auto source = cache_.view();
+    const int kv_head = shape.kv_heads - 1;
+    const float* query = queries_.data() + std::int64_t{kv_head} * shape.group() * shape.head_dim;
+    DrawInput<StridedKeyValues<float>, Tables> input{
+        .key_values = source,
+        .index = index_,
+        .kv_head = kv_head,
+        .queries = {.data = query, .count = shape.group(), .dim = shape.head_dim},
+        .noise = {}};
+    const DrawnCandidates found = draw_candidates<Ops>(collisions_, input);
+    const DrawInput<StridedKeyValues<float>, Tables> again{.key_values = source,
+                                                           .index = scratch,
+                                                           .kv_head = kv_head,
+                                                           .queries = input.queries,
+                                                           .noise = {}};
+    const DrawnCandidates expected = draw_candidates<Ops>(collisions_, again);
+    require(found.tokens == expected.tokens && found.members == expected.members,
+            "the same tokens are drawn");
+    const int last = shape.group() - 1;
+    std::size_t at = 0;
+    for (const TokenDraw& draw : BruteForce::draw<Ops>(
+             source, index_, {.data = input.queries[last], .kv_head = kv_head}, config_.rule)) {
+      while (at < found.tokens.size() && found.tokens[at] < draw.token) ++at;
+      const bool drawn = at < found.tokens.size() && found.tokens[at] == draw.token &&
+                         ((found.members[at] >> last) & 1U) != 0;
+      require(drawn == draw.drawn, "brute force draws the same tokens");
+    }
+  }
+
+  void make_queries() {
+    Random random(config_.seed + 77);
+    queries_.resize(static_cast<std::size_t>(config_.shape.query_heads * config_.shape.head_dim));
+    for (float& q : queries_) q = static_cast<float>(random.normal());
+  }
+
+  Config config_;
+  Script& script_;
+  Cache cache_;
+  SimHash family_;
+  Tables index_;
+  Collisions collisions_;
+  Sampler sampler_;
+  SerialExecutor serial_;
+  BackwardsExecutor backwards_;
+  std::vector<float> queries_;
+  TokenRange range_;           // what the index should cover
+  Cache origin_;               // the cache when the centre was made
+  TokenRange origin_range_;    // the tokens that made it
+  TokenId unchanged_end_ = 0;  // tokens before this are the origin's
+};
+
+}  // namespace
+}  // namespace magicpig::test
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace magicpig;
+  test::Script script(data, size);
+  const bool scalar = script.byte() % 2 == 0;
+  const test::Config config = test::Config::read(script);
+  if (scalar) {
+    test::Lifecycle<ScalarOps>(config, script).run();
+  } else {
+    test::Lifecycle<HighwayOps>(config, script).run();
+  }
+  return 0;
+}
