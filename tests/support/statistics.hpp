@@ -46,6 +46,28 @@ inline constexpr double kZ = 4.5;
   return factor > 0.0 ? static_cast<int>(base * factor) : base;
 }
 
+/// ScalarOps with inner products in eight partial sums: trials hash for thousands of seeds.
+struct TrialOps : ScalarOps {
+  template <class T>
+  static void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
+    for (int g = 0; g < group; ++g) {
+      const float* query = queries + std::int64_t{g} * rows.dim;
+      for (int i = 0; i < rows.count; ++i) {
+        const T* row = rows.rows[i];
+        float sums[8] = {};
+        int j = 0;
+        for (; j + 8 <= rows.dim; j += 8) {
+          for (int k = 0; k < 8; ++k) sums[k] += query[j + k] * to_float(row[j + k]);
+        }
+        for (; j < rows.dim; ++j) sums[0] += query[j] * to_float(row[j]);
+        dots[std::int64_t{g} * rows.count + i] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+                                                 ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+      }
+    }
+  }
+};
+static_assert(VectorOps<TrialOps>);
+
 /// Independent observations of one quantity, one per seed.
 class Sample {
  public:
@@ -53,10 +75,9 @@ class Sample {
 
   [[nodiscard]] double mean() const { return moment(0.0, 1); }
   [[nodiscard]] double variance() const { return moment(mean(), 2) * count() / (count() - 1.0); }
+  [[nodiscard]] double standard_error() const { return std::sqrt(variance() / count()); }
   /// Standard errors between the mean and `expected`.
-  [[nodiscard]] double z(double expected) const {
-    return (mean() - expected) / std::sqrt(variance() / count());
-  }
+  [[nodiscard]] double z(double expected) const { return (mean() - expected) / standard_error(); }
   /// Standard errors between the variance and `expected`: the variance of a sample variance is
   /// s^4 (kurtosis - 1) / M, with the kurtosis of the sample.
   [[nodiscard]] double variance_z(double expected) const {
@@ -133,7 +154,7 @@ struct Drawn {
 };
 
 /// What a sampler draws for KV head `kv_head` of a problem.
-template <class Sampler, class T, class IndexType>
+template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
 [[nodiscard]] Drawn draw_tokens(const Sampler& sampler, const Problem<T>& problem,
                                 const IndexType& index, const NoiseKey& noise = {},
                                 int kv_head = 0) {
@@ -155,7 +176,7 @@ template <class Sampler, class T, class IndexType>
   std::vector<std::byte> memory(counting.bytes_needed());
   Arena arena{std::span<std::byte>(memory)};
   typename Sampler::Scratch scratch = sampler.carve(arena, limits);
-  const auto candidates = sampler.template draw<ScalarOps>(input, scratch);
+  const auto candidates = sampler.template draw<Ops>(input, scratch);
   Drawn drawn{.tokens = {candidates.tokens.begin(), candidates.tokens.end()},
               .members = {candidates.members.begin(), candidates.members.end()},
               .log_pi = {}};
