@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// magicpig_compare: the error and cost of every method on captured attention of a real model.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "capture.hpp"
+#include "compare/methods.hpp"
+#include "compare/progress.hpp"
+#include "compare/report.hpp"
+#include "compare/trial.hpp"
+
+namespace magicpig::bench {
+namespace {
+
+struct Options {
+  std::vector<std::string> captures;
+  std::vector<std::string> methods;
+  std::vector<double> rows{0.01, 0.02, 0.04, 0.08};
+  int seeds = 3;
+  int threads = static_cast<int>(std::thread::hardware_concurrency());
+  std::string json;
+  TrialConfig trial;
+};
+
+struct Chosen {
+  const Method* method;
+  Setting setting;
+};
+
+std::string list_of_methods() {
+  std::string list;
+  for (const Method& method : all_methods()) {
+    list += list.empty() ? "" : ", ";
+    list += method.name;
+  }
+  return list;
+}
+
+std::string describe_methods() {
+  std::string text = "Methods:\n";
+  for (const Method& method : all_methods()) {
+    text += "  " + std::string(method.name) + ": " + method.summary + "\n";
+  }
+  return text +
+         "Rows are fractions of the tokens between sink and local window, read per KV head.\n"
+         "Errors are relative L2 against attention in double precision. Time is that of\n"
+         "one thread for one query and KV head.\n";
+}
+
+void declare(CLI::App& app, Options& options) {
+  const auto list = [](CLI::Option* option) { option->delimiter(',')->allow_extra_args(false); };
+  app.add_option("FILE", options.captures, "captures (safetensors)")->required();
+  list(app.add_option("--methods", options.methods, "any of " + list_of_methods() + "; default all")
+           ->check([](const std::string& name) -> std::string {
+             for (const Method& method : all_methods()) {
+               if (name == method.name) return {};
+             }
+             return "no method is called '" + name + "'; there are " + list_of_methods();
+           }));
+  list(app.add_option("--rows", options.rows, "budgets of the methods that have one")
+           ->check(CLI::Range(1e-6, 1.0))
+           ->capture_default_str());
+  app.add_option("--seeds", options.seeds, "seeds of planes and draws")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--queries", options.trial.queries, "query rows per capture, evenly spread")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "threads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--sink", options.trial.sink, "first tokens that stay exact")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--local", options.trial.local, "tokens before the query rows that stay exact")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--json", options.json, "file to write the results to");
+}
+
+std::vector<Chosen> choose(const Options& options) {
+  const std::set<std::string> wanted(options.methods.begin(), options.methods.end());
+  std::vector<Chosen> chosen;
+  for (const Method& method : all_methods()) {
+    if (!wanted.empty() && wanted.count(method.name) == 0) continue;
+    for (Setting& setting : method.settings(options.rows)) {
+      chosen.push_back({&method, std::move(setting)});
+    }
+  }
+  return chosen;
+}
+
+int fail(const std::string& message) {
+  (void)std::fprintf(stderr, "magicpig_compare: %s\n", message.c_str());
+  return 2;
+}
+
+// Every setting with every seed on one capture. Seeds are outermost, for settings of the same
+// (K, L) share an index.
+Status run_capture(const std::string& name, Workbench& workbench, const Options& options,
+                   std::span<const Chosen> chosen, Progress& progress,
+                   std::vector<ResultRow>& results) {
+  std::vector<Outcome> outcomes(chosen.size());
+  for (int seed = 0; seed < options.seeds; ++seed) {
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      progress.step(chosen[i].method->name + (" " + chosen[i].setting.label), name);
+      if (seed > 0 && !chosen[i].setting.random) continue;
+      Trial trial(workbench, {.seed = static_cast<std::uint64_t>(seed) + 1, .timed = seed == 0},
+                  outcomes[i]);
+      const Status status = chosen[i].setting.run(trial);
+      if (!status.ok()) return status;
+    }
+  }
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    results.push_back(
+        {.capture = name, .method = chosen[i].method->name, .setting = chosen[i].setting.label});
+    summarise(outcomes[i], results.back());
+  }
+  return Status();
+}
+
+nlohmann::ordered_json parameters_of(const Options& options) {
+  return {{"version", MAGICPIG_VERSION_STRING},
+          {"instructions", highway_target()},
+          {"seeds", options.seeds},
+          {"queries", options.trial.queries},
+          {"threads", options.threads},
+          {"sink", options.trial.sink},
+          {"local", options.trial.local}};
+}
+
+// The tables of all captures, then their mean, then the JSON.
+Status run(const Options& options) {
+  const std::vector<Chosen> chosen = choose(options);
+  auto pool = ThreadPool::create(options.threads);
+  if (!pool.ok()) return pool.status();
+  Progress progress(static_cast<int>(chosen.size() * options.captures.size()) * options.seeds);
+  std::vector<ResultRow> results;
+  for (const std::string& path : options.captures) {
+    const std::string name = std::filesystem::path(path).stem().string();
+    const Result<Capture> capture = Capture::read(path);
+    if (!capture.ok()) return capture.status();
+    auto workbench = Workbench::create(*capture, options.trial, **pool);
+    if (!workbench.ok()) return workbench.status();
+    const std::size_t before = results.size();
+    const Status status = run_capture(name, **workbench, options, chosen, progress, results);
+    if (!status.ok()) return status;
+    const TokenRange middle = (*workbench)->middle();
+    print_block(name + ": " + std::to_string(middle.size()) + " tokens between sink and window",
+                std::span(results).subspan(before));
+  }
+  if (options.captures.size() > 1) {
+    print_block("mean of " + std::to_string(options.captures.size()) + " captures",
+                mean_over_captures(results));
+  }
+  if (options.json.empty()) return Status();
+  return write_file(options.json, to_json(results, parameters_of(options)));
+}
+
+// Error: two files of one stem, which could not be told apart in the results.
+Status check_names(const Options& options) {
+  std::set<std::string> stems;
+  for (const std::string& path : options.captures) {
+    if (stems.insert(std::filesystem::path(path).stem().string()).second) continue;
+    return Status::error(ErrorCode::kInvalidArgument, "%.200s: another capture has this name",
+                         path.c_str());
+  }
+  return Status();
+}
+
+}  // namespace
+}  // namespace magicpig::bench
+
+int main(int argc, char** argv) {
+  using namespace magicpig;
+  bench::Options options;
+  if (options.threads < 1) options.threads = 1;  // where the machine does not say
+  CLI::App app("Compares ways of sampling attention on captures of a real model.",
+               "magicpig_compare");
+  app.footer(bench::describe_methods());
+  bench::declare(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  Status status = bench::check_names(options);
+  if (status.ok()) status = bench::run(options);
+  return status.ok() ? 0 : bench::fail(status.message());
+}

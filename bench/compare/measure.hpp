@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is measured: attention in double precision to compare with, and the errors of a method.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "capture.hpp"
+#include "magicpig/core/executor.hpp"
+#include "magicpig/core/state.hpp"
+#include "magicpig/core/types.hpp"
+
+namespace magicpig::bench {
+
+/// Exact attention of the chosen query rows of a capture, in double from its stored values.
+struct Reference {
+  std::vector<double> outputs;  ///< [queries, query_heads, value_dim]
+  std::vector<double> lse;      ///< [queries, query_heads], natural log
+};
+
+/// One query head over keys and values [0, tokens) of one KV head; returns the lse.
+template <class Source>
+double attend_in_double(const Source& source, int kv_head, std::span<const double> query,
+                        std::span<double> out) {
+  std::vector<double> weights(static_cast<std::size_t>(source.tokens()));
+  double largest = -INFINITY;
+  for (TokenId t = 0; t < source.tokens(); ++t) {
+    const auto* key = source.key(kv_head, t);
+    double dot = 0.0;
+    for (std::size_t j = 0; j < query.size(); ++j) {
+      dot += query[j] * static_cast<double>(to_float(key[j]));
+    }
+    weights[static_cast<std::size_t>(t)] = dot;
+    largest = std::max(largest, dot);
+  }
+  double sum = 0.0;
+  std::fill(out.begin(), out.end(), 0.0);
+  for (TokenId t = 0; t < source.tokens(); ++t) {
+    const auto* value = source.value(kv_head, t);
+    const double weight = std::exp(weights[static_cast<std::size_t>(t)] - largest);
+    sum += weight;
+    for (std::size_t j = 0; j < out.size(); ++j) {
+      out[j] += weight * static_cast<double>(to_float(value[j]));
+    }
+  }
+  for (double& x : out) x /= sum;
+  return largest + std::log(sum);
+}
+
+/// Exact attention for query rows `rows`.
+template <Executor E>
+[[nodiscard]] Reference make_reference(const Capture& capture, std::span<const int> rows,
+                                       E& executor) {
+  const Shape& shape = capture.shape();
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  const auto value_dim = static_cast<std::size_t>(shape.value_dim);
+  Reference reference;
+  reference.lse.resize(rows.size() * heads);
+  reference.outputs.resize(reference.lse.size() * value_dim);
+  capture.with_key_values([&](const auto& key_values) {
+    executor.parallel_for(static_cast<int>(reference.lse.size()), [&](int task, int) {
+      const auto at = static_cast<std::size_t>(task);
+      const int row = rows[at / heads];
+      const std::size_t head = at % heads;
+      const auto dim = static_cast<std::size_t>(shape.head_dim);
+      std::vector<double> query(dim);
+      for (std::size_t j = 0; j < dim; ++j) {
+        query[j] = static_cast<double>(capture.query(row)[head * dim + j]) *
+                   static_cast<double>(capture.scale());
+      }
+      reference.lse[at] = attend_in_double(
+          key_values.first(capture.visible(row)), static_cast<int>(head) / shape.group(), query,
+          std::span(reference.outputs).subspan(at * value_dim, value_dim));
+    });
+  });
+  return reference;
+}
+
+/// |out - exact| / |exact|, L2; 0 where both are zero.
+[[nodiscard]] inline double relative_error(std::span<const float> out,
+                                           std::span<const double> exact) {
+  double difference = 0.0;
+  double norm = 0.0;
+  for (std::size_t j = 0; j < out.size(); ++j) {
+    const double d = static_cast<double>(out[j]) - exact[j];
+    difference += d * d;
+    norm += exact[j] * exact[j];
+  }
+  return difference == 0.0 ? 0.0 : std::sqrt(difference / norm);
+}
+
+/// What one setting of one method did on one capture, over seeds, queries and heads.
+struct Outcome {
+  std::vector<double> errors;          ///< relative L2, one per seed, query and query head
+  std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
+  std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
+  double index_bytes_per_token = 0.0;  ///< per KV head
+  double us_per_kv_head = 0.0;
+};
+
+[[nodiscard]] inline double mean(std::span<const double> x) {
+  double sum = 0.0;
+  for (const double value : x) sum += value;
+  return x.empty() ? 0.0 : sum / static_cast<double>(x.size());
+}
+
+/// The q-quantile, q in [0, 1], linear between neighbours; x in any order, not empty.
+[[nodiscard]] inline double quantile(std::span<const double> x, double q) {
+  std::vector<double> sorted(x.begin(), x.end());
+  std::sort(sorted.begin(), sorted.end());
+  const double place = q * static_cast<double>(sorted.size() - 1);
+  const auto below = static_cast<std::size_t>(place);
+  const std::size_t above = std::min(below + 1, sorted.size() - 1);
+  const double share = place - static_cast<double>(below);
+  return sorted[below] + share * (sorted[above] - sorted[below]);
+}
+
+/// One line of the table and one entry of the JSON.
+struct ResultRow {
+  std::string capture;
+  std::string method;
+  std::string setting;
+  double rows = 0.0;
+  double index_bytes_per_token = 0.0;
+  double error_mean = 0.0;
+  double error_median = 0.0;
+  double error_p95 = 0.0;
+  double lse_error_mean = 0.0;
+  double us_per_kv_head = 0.0;
+};
+
+/// Writes the figures of `outcome` into `row`; the names are the caller's.
+inline void summarise(const Outcome& outcome, ResultRow& row) {
+  row.rows = mean(outcome.rows);
+  row.index_bytes_per_token = outcome.index_bytes_per_token;
+  row.error_mean = mean(outcome.errors);
+  row.error_median = quantile(outcome.errors, 0.5);
+  row.error_p95 = quantile(outcome.errors, 0.95);
+  row.lse_error_mean = mean(outcome.lse_errors);
+  row.us_per_kv_head = outcome.us_per_kv_head;
+}
+
+}  // namespace magicpig::bench

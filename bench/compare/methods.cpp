@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The list of methods.
+#include "compare/methods.hpp"
+
+#include <array>
+
+namespace magicpig::bench {
+
+std::span<const Method> all_methods() {
+  static constexpr std::array<Method, 7> kMethods{{
+      {"exact", "attention over every token", exact_settings},
+      {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
+      {"uniform", "uniform sampling without replacement", uniform_settings},
+      {"oracle_multinomial", "draws with replacement from each head's true softmax",
+       multinomial_settings},
+      {"oracle_ht", "one Poisson draw per KV head from the sum of its true softmaxes",
+       poisson_settings},
+      {"magicpig", "the published rule: at least 2 collisions in (K, L) tables",
+       published_settings},
+      {"tables", "(K, L) tables with other thresholds t, probing radius r, uniform share rho",
+       table_settings},
+  }};
+  return kMethods;
+}
+
+}  // namespace magicpig::bench

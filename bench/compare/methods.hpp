@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The registry of methods: one entry each, with the settings that it is measured at.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "magicpig/core/error.hpp"
+
+namespace magicpig::bench {
+
+class Trial;
+
+/// One setting of a method: run() makes a sampler and calls Trial::decode with it.
+struct Setting {
+  std::string label;
+  bool random = true;  ///< whether seeds make a difference; if not, one is enough
+  std::function<Status(Trial&)> run;
+};
+
+/// An entry of the registry; `settings` takes the rows of --rows, as fractions of the middle.
+struct Method {
+  const char* name;
+  const char* summary;
+  std::vector<Setting> (*settings)(std::span<const double> rows);
+};
+
+/// All methods, in the order of the table.
+[[nodiscard]] std::span<const Method> all_methods();
+
+// What the entries refer to; a file of its own for each kind of index, so that they compile side by
+// side.
+[[nodiscard]] std::vector<Setting> exact_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> top_k_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> uniform_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> multinomial_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> poisson_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> published_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> table_settings(std::span<const double> rows);
+
+}  // namespace magicpig::bench

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// One capture prepared for trials, and a trial: one setting of one method with one seed, on
+// decode().
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "capture.hpp"
+#include "compare/measure.hpp"
+#include "magicpig/attention.hpp"
+#include "magicpig/cpu/highway.hpp"
+
+namespace magicpig::bench {
+
+/// The operations that everything is measured with.
+using Ops = HighwayOps;
+
+/// What stays exact, and how many rows of a capture are asked.
+struct TrialConfig {
+  TokenId sink = 4;
+  TokenId local = 64;
+  int queries = 16;
+};
+
+/// (K, L) tables over the middle of a capture, with their planes.
+struct Tables {
+  std::unique_ptr<SimHash> family;  // stays where it is: the index refers to it
+  std::optional<BucketTables<SimHash>> index;
+};
+
+/// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
+class Workbench {
+ public:
+  /// Error: no token between sink and local window.
+  [[nodiscard]] static Result<std::unique_ptr<Workbench>> create(const Capture& capture,
+                                                                 const TrialConfig& config,
+                                                                 ThreadPool& pool) {
+    const TokenId end = capture.tokens() - capture.query_rows() - config.local;
+    if (end <= config.sink) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "no token lies between the %d of --sink and the %d of --local: the "
+                           "capture has %d, %d of them query rows",
+                           config.sink, config.local, capture.tokens(), capture.query_rows());
+    }
+    std::unique_ptr<Workbench> bench(new Workbench(capture, pool));
+    bench->middle_ = {.begin = config.sink, .end = end};
+    bench->choose_rows(config.queries);
+    bench->reference_ = make_reference(capture, bench->rows_, pool);
+    return bench;
+  }
+
+  [[nodiscard]] const Capture& capture() const { return capture_; }
+  [[nodiscard]] const Reference& reference() const { return reference_; }
+  [[nodiscard]] ThreadPool& pool() const { return pool_; }
+  /// Tokens that are drawn from: the same for every query.
+  [[nodiscard]] TokenRange middle() const { return middle_; }
+  /// Query rows, ascending.
+  [[nodiscard]] std::span<const int> rows() const { return rows_; }
+
+  [[nodiscard]] RangeIndex range_index() const {
+    return {middle_, capture_.shape().kv_heads, capture_.shape().head_dim};
+  }
+
+  /// Tables of K = `bits` and L = `tables` whose planes come from `seed`; built when first asked
+  /// for, and kept until another seed is.
+  [[nodiscard]] Result<const Tables*> tables(int bits, int tables, std::uint64_t seed) {
+    if (seed != tables_seed_) tables_.clear();
+    tables_seed_ = seed;
+    std::unique_ptr<Tables>& slot = tables_[{bits, tables}];
+    if (slot == nullptr) {
+      auto made = std::make_unique<Tables>();
+      const Status status = build(
+          {.dim = capture_.shape().head_dim, .bits = bits, .tables = tables, .seed = seed}, *made);
+      if (!status.ok()) return status;
+      slot = std::move(made);
+    }
+    return static_cast<const Tables*>(slot.get());
+  }
+
+ private:
+  Workbench(const Capture& capture, ThreadPool& pool) : capture_(capture), pool_(pool) {}
+
+  // floor(linspace(0, n_q - 1, queries))
+  void choose_rows(int queries) {
+    const std::int64_t last = capture_.query_rows() - 1;
+    const std::int64_t steps = queries > 1 ? queries - 1 : 1;
+    for (std::int64_t i = 0; i < queries; ++i) rows_.push_back(static_cast<int>(i * last / steps));
+  }
+
+  Status build(const HashConfig& config, Tables& tables) const {
+    Result<SimHash> family = SimHash::create(config);
+    if (!family.ok()) return family.status();
+    tables.family = std::make_unique<SimHash>(std::move(*family));
+    auto index =
+        BucketTables<SimHash>::create(*tables.family, {.kv_heads = capture_.shape().kv_heads});
+    if (!index.ok()) return index.status();
+    tables.index.emplace(std::move(*index));
+    return capture_.with_key_values([&](const auto& key_values) {
+      return tables.index->build(make_backend<Ops>(pool_), key_values, middle_);
+    });
+  }
+
+  const Capture& capture_;
+  ThreadPool& pool_;
+  TokenRange middle_;
+  std::vector<int> rows_;
+  Reference reference_;
+  std::uint64_t tables_seed_ = 0;
+  std::map<std::pair<int, int>, std::unique_ptr<Tables>> tables_;
+};
+
+/// One seed of one setting. A method makes its sampler and calls decode(), once.
+class Trial {
+ public:
+  struct Config {
+    std::uint64_t seed = 0;
+    bool timed = false;  ///< decode once more, without reports, and note the time
+  };
+
+  Trial(Workbench& workbench, const Config& config, Outcome& outcome)
+      : workbench_(workbench), config_(config), outcome_(outcome) {}
+
+  [[nodiscard]] Workbench& workbench() const { return workbench_; }
+  [[nodiscard]] std::uint64_t seed() const { return config_.seed; }
+
+  /// All query rows, each as one request; adds what came out to the outcome.
+  template <class Sampler, class IndexType, class Estimator = SelfNormalised>
+  Status decode(const Sampler& sampler, const IndexType& index, const Estimator& estimator = {}) {
+    const Capture& capture = workbench_.capture();
+    return capture.with_key_values([&](const auto& key_values) {
+      using Source = std::remove_cvref_t<decltype(key_values)>;
+      const DecodePlan<Sampler, Estimator> plan{.shape = capture.shape(),
+                                                .sampler = &sampler,
+                                                .estimator = estimator,
+                                                .scale = capture.scale()};
+      Batch<Source, IndexType> batch(workbench_, key_values, index, config_.seed);
+      const auto backend = make_backend<Ops>(workbench_.pool());
+      std::vector<std::byte> workspace(
+          workspace_bytes(plan, workbench_.middle().size(), backend.executor.workers()));
+      Status status = magicpig::decode(backend, plan, batch.requests, workspace);
+      if (!status.ok()) return status;
+      score(batch.states, batch.reports);
+      if (!config_.timed) return status;
+      for (auto& request : batch.requests) request.reports = {};
+      const auto start = std::chrono::steady_clock::now();
+      status = magicpig::decode(backend, plan, batch.requests, workspace);
+      note_time(std::chrono::steady_clock::now() - start);
+      return status;
+    });
+  }
+
+  /// Notes what the index of the method holds; its planes, shared by all layers, are not counted.
+  void note_index_bytes(std::size_t bytes) {
+    outcome_.index_bytes_per_token = static_cast<double>(bytes) / workbench_.middle().size() /
+                                     workbench_.capture().shape().kv_heads;
+  }
+
+ private:
+  // The requests of all query rows, with the memory they refer to.
+  template <class Source, class IndexType>
+  struct Batch {
+    Batch(const Workbench& bench, const Source& all, const IndexType& index, std::uint64_t seed) {
+      const Capture& capture = bench.capture();
+      const auto heads = static_cast<std::size_t>(capture.shape().query_heads);
+      const auto dim = static_cast<std::size_t>(capture.shape().value_dim);
+      const std::size_t count = bench.rows().size();
+      reports.resize(count * heads);
+      outputs.resize(count * heads * dim);
+      for (std::size_t i = 0; i < count * heads; ++i) {
+        states.push_back({.out = std::span(outputs).subspan(i * dim, dim)});
+      }
+      for (const int row : bench.rows()) sources.push_back(all.first(capture.visible(row)));
+      for (std::size_t i = 0; i < count; ++i) {
+        requests.push_back({.key_values = &sources[i],
+                            .index = &index,
+                            .query = capture.query(bench.rows()[i]),
+                            .states = std::span(states).subspan(i * heads, heads),
+                            .reports = std::span(reports).subspan(i * heads, heads),
+                            .seed = seed,
+                            .step = static_cast<std::uint32_t>(bench.rows()[i])});
+      }
+    }
+
+    std::vector<float> outputs;  // [queries, query_heads, value_dim]
+    std::vector<AttentionState> states;
+    std::vector<HeadReport> reports;
+    std::vector<Source> sources;
+    std::vector<Request<Source, IndexType>> requests;
+  };
+
+  void score(std::span<const AttentionState> states, std::span<const HeadReport> reports) {
+    const Reference& exact = workbench_.reference();
+    const auto heads = static_cast<std::size_t>(workbench_.capture().shape().query_heads);
+    const auto group = static_cast<std::size_t>(workbench_.capture().shape().group());
+    const std::int64_t middle = workbench_.middle().size();
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      const std::size_t dim = states[i].out.size();
+      outcome_.errors.push_back(
+          relative_error(states[i].out, std::span(exact.outputs).subspan(i * dim, dim)));
+      outcome_.lse_errors.push_back(std::fabs(static_cast<double>(states[i].lse) - exact.lse[i]));
+      if (i % group != 0) continue;
+      // Exact attention reads the middle, too: what it took exactly beyond the window around it.
+      const int row = workbench_.rows()[i / heads];
+      const std::int64_t window = workbench_.capture().visible(row) - middle;
+      outcome_.rows.push_back(
+          static_cast<double>(reports[i].rows_read + reports[i].exact - window) /
+          static_cast<double>(middle));
+    }
+  }
+
+  // Time of one worker per KV head and query: all workers are busy with the tasks of the batch.
+  void note_time(std::chrono::steady_clock::duration wall) {
+    const double us = std::chrono::duration<double, std::micro>(wall).count();
+    outcome_.us_per_kv_head = us * workbench_.pool().workers() /
+                              static_cast<double>(workbench_.rows().size()) /
+                              workbench_.capture().shape().kv_heads;
+  }
+
+  Workbench& workbench_;
+  Config config_;
+  Outcome& outcome_;
+};
+
+}  // namespace magicpig::bench

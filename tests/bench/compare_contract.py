@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs magicpig_compare on a small synthetic capture: what its JSON holds, and how it refuses bad options."""
+import argparse
+import json
+import math
+import pathlib
+import random
+import struct
+import subprocess
+import tempfile
+
+HEADS, KV_HEADS, ROWS, TOKENS, DIM = 4, 2, 8, 700, 16
+SINK, LOCAL = 4, 64
+MIDDLE = TOKENS - ROWS - LOCAL - SINK
+METHODS = ["exact", "topk", "uniform", "oracle_multinomial", "oracle_ht", "magicpig", "tables"]
+FIGURES = [
+    "rows",
+    "index_bytes_per_token",
+    "error_mean",
+    "error_median",
+    "error_p95",
+    "lse_error_mean",
+    "us_per_kv_head",
+]
+
+
+def write_capture(path):
+    generator = random.Random(1)
+    header, data = {}, b""
+    for name, shape in (
+        ("q", (HEADS, ROWS, DIM)),
+        ("k", (KV_HEADS, TOKENS, DIM)),
+        ("v", (KV_HEADS, TOKENS, DIM)),
+    ):
+        values = [generator.gauss(0, 1) for _ in range(math.prod(shape))]
+        begin = len(data)
+        data += struct.pack(f"<{len(values)}e", *values)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (begin, len(data))}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+class Contract:
+    def __init__(self, program, folder):
+        self.program = program
+        self.folder = pathlib.Path(folder)
+        self.capture = self.folder / "small.one.safetensors"
+        write_capture(self.capture)
+
+    def run(self, *options):
+        command = [self.program, *map(str, options)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def results(self, *options):
+        output = self.folder / "out.json"
+        done = self.run(self.capture, "--queries", 3, *options, "--json", output)
+        assert done.returncode == 0, done.stderr
+        return json.loads(output.read_text())["results"], done.stdout
+
+    def check_all_methods(self):
+        results, table = self.results("--seeds", 2)
+        assert list(dict.fromkeys(r["method"] for r in results)) == METHODS
+        for result in results:
+            assert set(result) == {"capture", "method", "setting", *FIGURES}
+            assert result["capture"] == "small.one"
+            assert all(math.isfinite(result[figure]) and result[figure] >= 0 for figure in FIGURES)
+            assert result["error_median"] <= result["error_p95"]
+            assert (result["index_bytes_per_token"] > 0) == (result["method"] in METHODS[5:])
+            assert result["us_per_kv_head"] > 0
+            assert result["method"] in table and result["setting"] in table
+        keys = [(r["method"], r["setting"]) for r in results]
+        assert len(set(keys)) == len(keys)
+
+    def check_budgets(self):
+        results, _ = self.results("--methods", "topk,exact,oracle_ht", "--rows", "0.02,0.1")
+        assert [r["method"] for r in results] == ["exact", *["topk"] * 2, *["oracle_ht"] * 2]
+        exact, *rest = results
+        # Float sums of 700 terms against double; 1e-5 is 100 roundings.
+        assert exact["rows"] == 1 and exact["error_p95"] < 1e-5 and exact["lse_error_mean"] < 1e-5
+        for result, fraction in zip(rest[:2], (0.02, 0.1)):
+            assert abs(result["rows"] - math.ceil(fraction * MIDDLE) / MIDDLE) < 1e-9, result
+        assert rest[0]["error_mean"] > rest[1]["error_mean"] > 0
+
+    def check_reproducible(self):
+        options = ("--methods", "topk,uniform,oracle_multinomial,magicpig", "--rows", 0.05)
+        runs = [self.results(*options, "--threads", n, "--seeds", 2)[0] for n in (1, 3)]
+        fewer = self.results(*options, "--seeds", 1)[0]
+        for one, other, first in zip(*runs, fewer):
+            same = {k for k in one if k != "us_per_kv_head"}
+            assert all(one[k] == other[k] for k in same), (one, other)
+            # A second seed changes what is drawn, but not TopK.
+            assert (one["error_mean"] == first["error_mean"]) == (one["method"] == "topk")
+
+    def check_refusals(self):
+        other = self.folder / "other"
+        other.mkdir()
+        twin = other / self.capture.name
+        twin.write_bytes(self.capture.read_bytes())
+        spoilt = self.folder / "spoilt.safetensors"
+        spoilt.write_bytes(self.capture.read_bytes()[:-1])
+        for options, words in (
+            ((), ["FILE"]),
+            ((self.capture, "--methods", "topk,nonesuch"), ["nonesuch", *METHODS]),
+            ((self.folder / "absent.safetensors",), ["absent.safetensors"]),
+            ((spoilt,), ["spoilt.safetensors", "v.data_offsets"]),
+            ((self.capture, twin), ["small.one"]),
+            ((self.capture, "--rows", "0"), ["--rows"]),
+            ((self.capture, "--rows", "1.5"), ["--rows"]),
+            ((self.capture, "--rows", "x"), ["--rows"]),
+            ((self.capture, "--seeds", "0"), ["--seeds"]),
+            ((self.capture, "--queries", "-1"), ["--queries"]),
+            ((self.capture, "--threads", "0"), ["--threads"]),
+            ((self.capture, "--local", "-1"), ["--local"]),
+            ((self.capture, "--sink", str(TOKENS)), ["--sink", "--local"]),
+            ((self.capture, "--methods", "exact", "--json", self.folder), [str(self.folder)]),
+            ((self.capture, "--nonesuch"), ["--nonesuch"]),
+        ):
+            done = self.run(*options)
+            assert done.returncode == 2, (options, done.returncode)
+            assert all(word in done.stderr for word in words), (options, done.stderr)
+        assert self.run("--help").returncode == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program", help="magicpig_compare")
+    program = parser.parse_args().program
+    with tempfile.TemporaryDirectory() as folder:
+        contract = Contract(program, folder)
+        contract.check_all_methods()
+        contract.check_budgets()
+        contract.check_reproducible()
+        contract.check_refusals()
+    print("the contract holds")
+
+
+if __name__ == "__main__":
+    main()
