@@ -41,7 +41,7 @@ concept VectorOps = requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, co
   O::add_rows(f16, in, n, inout);
   O::add_rows(b16, in, n, inout);
   // the largest of x[n]; -inf for n = 0; NaN is passed over
-  { O::max(in, n) } -> std::same_as<float>;
+  { (O::max)(in, n) } -> std::same_as<float>;
   // x = exp(x - shift), returns the sum of the new x; exp(-inf) = 0, NaN stays and spreads
   { O::exp_sum(inout, n, 0.0F) } -> std::same_as<float>;
   // x = log(a + b * exp(x)) for finite x <= 0, a >= 0, b >= 0, a + b > 0

@@ -186,7 +186,7 @@ class Attend {
     const int dim = in_.key_values.value_dim();
     for (int g = 0; g < group; ++g) {
       float* logits = s_.weights + std::int64_t{g} * count;
-      rescale(g, Ops::max(logits, count));
+      rescale(g, (Ops::max)(logits, count));
       const float largest = s_.sums[g].largest;
       // All logits -inf: any finite shift keeps the weights 0 and NaN visible.
       const float shift = largest == kEmptyLse ? 0.0F : largest;

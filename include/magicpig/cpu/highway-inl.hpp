@@ -301,7 +301,7 @@ struct HighwayOps {
     }
   }
 
-  static HWY_ATTR float max(const float* x, int n) {
+  static HWY_ATTR float(max)(const float* x, int n) {
     const Tag d;
     const auto lanes = static_cast<int>(hn::Lanes(d));
     constexpr float kLowest = -std::numeric_limits<float>::infinity();

@@ -42,7 +42,7 @@ struct ScalarOps {
     }
   }
 
-  static float max(const float* x, int n) {
+  static float(max)(const float* x, int n) {
     float largest = -std::numeric_limits<float>::infinity();
     for (int i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
     return largest;
