@@ -38,7 +38,6 @@ Collisions collisions(int t) {
 
 // Draws by one rule and states the probabilities of another.
 struct Mismatched {
-  static constexpr bool kUnbiased = false;
   Collisions drawn;
   Collisions stated;
 
@@ -68,7 +67,6 @@ struct PowerWeight {
 
 // Cosines with |k| where |k - c| belongs.
 struct UncentredNorms {
-  static constexpr bool kUnbiased = false;
   Collisions collisions;
 
   struct Scratch {
@@ -97,7 +95,6 @@ struct UncentredNorms {
 
 // m draws with replacement, duplicates collapsed, stated as m / n each.
 struct Collapsed {
-  static constexpr bool kUnbiased = false;
   TokenId draws = 0;
   bool corrected = false;  // states 1 - (1 - 1/n)^m instead, which is right
 
@@ -152,7 +149,6 @@ TEST_CASE("Controls.draws_with_replacement_whose_duplicates_collapse_are_caught"
 // Every head uses every row drawn by any head, weighted by 1 / (1 - prod_g (1 - u_g)), as if the
 // heads drew independently; they share the planes.
 struct ProductOfHeads {
-  static constexpr bool kUnbiased = false;
   Collisions collisions;
 
   struct Scratch {

@@ -18,8 +18,10 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// double on Gaussian rows). The blocks of different bits are independent, so the K bits of a table
 /// never share one and P(table collides) is exactly the K-th power of the angle law. Tables whose
 /// planes share blocks are negatively dependent: the count of colliding tables varies less than a
-/// binomial, so the inclusion probability for at least t collisions is an approximation here.
-/// Source: Ji et al. 2012 (super-bit locality-sensitive hashing).
+/// binomial, so the inclusion probability for at least t collisions is an approximation here. For
+/// t = 2 it understates by 2.4 +- .8 % at cosine 0 and .8 +- .1 % at .5 for dim 32, (4, 24); for
+/// dim 128, (10, 150), it is off by 1 +- 7 %, -2.5 +- 2.2 % and .3 +- .4 % at 0, .2 and .5: within
+/// noise. Source: Ji et al. 2012 (super-bit locality-sensitive hashing).
 struct OrthogonalPlanes {
   static bool draw(const HashConfig& config, float* planes) {
     const int dim = config.dim;
