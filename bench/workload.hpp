@@ -132,9 +132,14 @@ struct Traffic {
 class LineSet {
  public:
   void add(const void* data, std::size_t bytes) {
-    const auto first = reinterpret_cast<std::uintptr_t>(data) / kLine;
-    const auto last = (reinterpret_cast<std::uintptr_t>(data) + bytes - 1) / kLine;
-    for (std::uintptr_t line = first; bytes != 0 && line <= last; ++line) lines_.push_back(line);
+    add_place(reinterpret_cast<std::uintptr_t>(data), bytes);
+  }
+  /// The same for a place in an array that begins with a line.
+  void add_place(std::uintptr_t place, std::size_t bytes) {
+    if (bytes == 0) return;
+    for (std::uintptr_t line = place / kLine; line <= (place + bytes - 1) / kLine; ++line) {
+      lines_.push_back(line);
+    }
   }
   [[nodiscard]] double bytes() {
     std::sort(lines_.begin(), lines_.end());
@@ -333,7 +338,7 @@ template <class T>
         ids.add(bucket.data(), bucket.size_bytes());
         const std::size_t place =
             static_cast<std::size_t>(l * (bucket_count(kBits) + 1) + code) * sizeof(std::uint16_t);
-        offsets.add(static_cast<const std::byte*>(nullptr) + place, 2 * sizeof(std::uint16_t));
+        offsets.add_place(place, 2 * sizeof(std::uint16_t));
       }
     }
     bytes += ids.bytes() + offsets.bytes();
