@@ -54,6 +54,9 @@ void check_content(const Tables& index, const Source& source) {
   std::vector<float> scratch(family.scratch_floats(1));
   std::vector<float> centred(20);
   std::vector<Code> codes(static_cast<std::size_t>(family.tables()));
+  int misplaced = 0;
+  int unsorted = 0;
+  int wrong_norms = 0;
   for (int h = 0; h < 2; ++h) {
     TokenId counted = 0;
     for (int s = 0; s < index.segment_count(); ++s) {
@@ -66,19 +69,19 @@ void check_content(const Tables& index, const Source& source) {
           centred[at] = to_float(source.key(h, token)[j]) - index.centre(h)[j];
           square += static_cast<double>(centred[at]) * static_cast<double>(centred[at]);
         }
-        CHECK(static_cast<double>(index.norms(h)[token - index.indexed().begin]) ==
-              doctest::Approx(std::sqrt(square)).epsilon(1e-6));
+        const auto norm = static_cast<double>(index.norms(h)[token - index.indexed().begin]);
+        wrong_norms += std::fabs(norm - std::sqrt(square)) <= 1e-6 * norm ? 0 : 1;
         family.hash<Ops>(centred.data(), 1, codes.data(), scratch.data());
         for (int table = 0; table < family.tables(); ++table) {
           const auto bucket = segment.bucket(table, codes[static_cast<std::size_t>(table)]);
-          CHECK(std::count(bucket.begin(), bucket.end(), id) == 1);
+          misplaced += std::count(bucket.begin(), bucket.end(), id) == 1 ? 0 : 1;
         }
       }
       for (int table = 0; table < family.tables(); ++table) {
         std::size_t ids = 0;
         for (int code = 0; code < bucket_count(family.bits()); ++code) {
           const auto bucket = segment.bucket(table, code);
-          CHECK(std::is_sorted(bucket.begin(), bucket.end()));
+          unsorted += std::is_sorted(bucket.begin(), bucket.end()) ? 0 : 1;
           ids += bucket.size();
         }
         CHECK(ids == static_cast<std::size_t>(segment.tokens()));
@@ -86,6 +89,9 @@ void check_content(const Tables& index, const Source& source) {
     }
     CHECK(counted == index.indexed().size());
   }
+  CHECK(misplaced == 0);
+  CHECK(unsorted == 0);
+  CHECK(wrong_norms == 0);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("build puts every token into the bucket of its code in every table", Ops,
