@@ -397,13 +397,13 @@ TEST_CASE("no memory for the index") {
 
 TEST_CASE("query heads that do not divide, or more than 32 per KV head") {
   Setup s;
-  for (const auto& [query_heads, kv_heads] :
+  for (const auto& heads :
        {std::pair{3, 2}, std::pair{33, 1}, std::pair{66, 2}, std::pair{1, 2}, std::pair{0, 1},
         std::pair{4, 0}, std::pair{-4, 2}, std::pair{-4, -2}}) {
-    CAPTURE(query_heads);
-    CAPTURE(kv_heads);
-    s.plan.shape.query_heads = query_heads;
-    s.plan.shape.kv_heads = kv_heads;
+    CAPTURE(heads.first);
+    CAPTURE(heads.second);
+    s.plan.shape.query_heads = heads.first;
+    s.plan.shape.kv_heads = heads.second;
     s.check_refused(ErrorCode::kInvalidArgument, "must be 1 to 32 times kv_heads");
   }
 }
