@@ -21,7 +21,7 @@ struct Options {
   std::vector<std::string> captures;
   std::vector<std::string> methods;
   std::vector<double> rows{0.01, 0.02, 0.04, 0.08};
-  int seeds = 3;
+  int seeds = 5;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string json;
   TrialConfig trial;

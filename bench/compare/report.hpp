@@ -15,14 +15,14 @@
 namespace magicpig::bench {
 
 inline void print_heading() {
-  std::printf("  %-18s %-27s %7s %8s %8s %8s %8s %9s %9s\n", "method", "setting", "rows", "index",
+  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %9s %9s\n", "method", "setting", "rows", "index",
               "error", "error", "error", "lse error", "time");
-  std::printf("  %-18s %-27s %7s %8s %8s %8s %8s %9s %9s\n", "", "", "%", "B/token", "mean",
+  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %9s %9s\n", "", "", "%", "B/token", "mean",
               "median", "p95", "mean", "us");
 }
 
 inline void print_row(const ResultRow& row) {
-  std::printf("  %-18s %-27s %7.2f %8.1f %8.4f %8.4f %8.4f %9.4f %9.1f\n", row.method.c_str(),
+  std::printf("  %-18s %-29s %7.2f %8.1f %8.4f %8.4f %8.4f %9.4f %9.1f\n", row.method.c_str(),
               row.setting.c_str(), 100.0 * row.rows, row.index_bytes_per_token, row.error_mean,
               row.error_median, row.error_p95, row.lse_error_mean, row.us_per_kv_head);
 }
