@@ -16,8 +16,8 @@ struct HeadReport {
   std::int64_t drawn = 0;      ///< tokens this head drew
   std::int64_t rows_read = 0;  ///< rows gathered for the whole KV head, exact ones not counted
   std::int64_t indexed = 0;    ///< tokens that could have been drawn
-  /// (sum omega)^2 / sum omega^2: equally weighted tokens that the drawn ones are worth, those drawn
-  /// with certainty (pi = 1) left out.
+  /// (sum omega)^2 / sum omega^2: equally weighted tokens that the drawn ones are worth, those
+  /// drawn with certainty (pi = 1) left out.
   float effective_sample_size = 0.0F;
   /// Estimated relative L2 error of the output, sqrt(sum (1 - pi) omega^2 |v - out|^2) / (D |out|)
   /// with D the normaliser. Treats draws as independent, as Poisson draws are; tokens drawn by
