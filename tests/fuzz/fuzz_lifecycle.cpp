@@ -68,7 +68,7 @@ struct Config {
     c.shape.value_dim = script.between(1, 6);
     c.rule.bits = script.between(1, 15);
     if (c.rule.bits > 9 && c.rule.bits < 15) c.rule.bits -= 6;  // large tables only now and then
-    c.rule.tables = script.between(1, 12);
+    c.rule.tables = script.between(1, c.rule.bits > 9 ? 2 : 12);
     c.rule.at_least = std::min(script.between(1, 3), c.rule.tables);
     c.rule.radius = std::min(script.between(0, 2), c.rule.bits);
     constexpr int kSeals[] = {1, 2, 7, 64, 100, 1024};
@@ -176,8 +176,10 @@ class Lifecycle {
           build();
           break;
         case 4:
-        case 5:
           append(script_.between(0, Cache::kCapacity + 20));
+          break;
+        case 5:
+          check();
           break;
         case 6:
           truncate(script_.between(-2, Cache::kCapacity + 20));
@@ -186,8 +188,9 @@ class Lifecycle {
           append_spoiled();
           break;
       }
-      check();
+      require(index_.indexed() == range_, "the range is the one expected");
     }
+    check();
   }
 
  private:
@@ -258,7 +261,6 @@ class Lifecycle {
   }
 
   void check() {
-    require(index_.indexed() == range_, "the range is the one expected");
     if (range_.end > cache_.tokens() && !range_.empty()) return;  // a stale index is refused
     const Tables scratch = rebuild();
     const char* difference = index_difference(index_, scratch);
