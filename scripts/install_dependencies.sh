@@ -47,5 +47,7 @@ install_missing() { apt install -y --no-install-recommends "${missing[@]}"; }
 
 echo "Installing from Debian: ${missing[*]}"
 # A new machine has no package lists and an old one stale lists; otherwise the update is not needed.
-apt-cache show "${missing[@]}" >/dev/null 2>&1 || apt update
+for package in "${missing[@]}"; do
+  apt-cache show "$package" >/dev/null 2>&1 || { apt update; break; }
+done
 install_missing >/dev/null || { apt update && install_missing >/dev/null; }
