@@ -130,6 +130,11 @@ class DecodeStep {
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
+    if (requests.size() > static_cast<std::size_t>(INT32_MAX / plan.shape.kv_heads)) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "%zu requests of %d KV heads are 2^31 tasks or more", requests.size(),
+                           plan.shape.kv_heads);
+    }
     const std::size_t needed = requests.empty() ? 0 : workspace_bytes(plan, indexed, workers);
     if (workspace.size() < needed) {
       return Status::error(ErrorCode::kWorkspaceTooSmall,

@@ -98,7 +98,9 @@ class BucketTables {
   }
 
   /// Takes over tokens [indexed().end, end) in multiples of seal_tokens; the rest stays exact until
-  /// a later call. An `end` at or below indexed().end changes nothing. Errors: as build().
+  /// a later call. Where the first token lies is build()'s to say: before the first append, build
+  /// with the middle of what there is, be it empty. An `end` at or below indexed().end changes
+  /// nothing. Errors: as build().
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();

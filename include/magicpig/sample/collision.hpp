@@ -164,7 +164,8 @@ class Collisions {
         square += q * q;
       }
       scratch.query_centre[g] = static_cast<float>(dot);
-      scratch.inverse_norm[g] = square > 0.0 ? static_cast<float>(1.0 / ::sqrt(square)) : 0.0F;
+      // A query too short for its inverse norm to be a float counts as zero.
+      scratch.inverse_norm[g] = square > 1e-70 ? static_cast<float>(1.0 / ::sqrt(square)) : 0.0F;
     }
   }
 
