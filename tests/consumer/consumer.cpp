@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // A program that uses the library through its installed or vendored headers.
 #include <cstdio>
-#include <magicpig/version.hpp>
+#include <magicpig/attention.hpp>
 #if defined(CONSUMER_USES_HIGHWAY)
 #include <magicpig/cpu/highway.hpp>
 #endif
 
-int main() { std::puts(MAGICPIG_VERSION_STRING); }
+int main() {
+#if defined(CONSUMER_USES_HIGHWAY)
+  std::printf("Highway target %s\n", magicpig::highway_target());
+#endif
+  const auto family = magicpig::SimHash::create({.dim = 64, .bits = 8, .tables = 75, .seed = 1});
+  std::printf("magicpig %s: %s\n", MAGICPIG_VERSION_STRING,
+              family.ok() ? "a hash family" : family.status().message());
+  return family.ok() ? 0 : 1;
+}
