@@ -82,32 +82,14 @@ class StridedKeyValues {
   [[nodiscard]] static Result<StridedKeyValues> head_major(const T* keys, const T* values,
                                                            const Shape& shape,
                                                            TokenId tokens) noexcept {
-    const std::int64_t key_row = shape.head_dim * std::int64_t{sizeof(T)};
-    const std::int64_t value_row = shape.value_dim * std::int64_t{sizeof(T)};
-    return create({.keys = keys,
-                   .values = values,
-                   .key_strides = {.head = key_row * tokens, .token = key_row},
-                   .value_strides = {.head = value_row * tokens, .token = value_row},
-                   .kv_heads = shape.kv_heads,
-                   .head_dim = shape.head_dim,
-                   .value_dim = shape.value_dim,
-                   .tokens = tokens});
+    return dense(keys, values, shape, tokens, {.head = tokens, .token = 1});
   }
 
   /// Dense [tokens, kv_heads, dim] arrays, the layout known as NHD.
   [[nodiscard]] static Result<StridedKeyValues> token_major(const T* keys, const T* values,
                                                             const Shape& shape,
                                                             TokenId tokens) noexcept {
-    const std::int64_t key_row = shape.head_dim * std::int64_t{sizeof(T)};
-    const std::int64_t value_row = shape.value_dim * std::int64_t{sizeof(T)};
-    return create({.keys = keys,
-                   .values = values,
-                   .key_strides = {.head = key_row, .token = key_row * shape.kv_heads},
-                   .value_strides = {.head = value_row, .token = value_row * shape.kv_heads},
-                   .kv_heads = shape.kv_heads,
-                   .head_dim = shape.head_dim,
-                   .value_dim = shape.value_dim,
-                   .tokens = tokens});
+    return dense(keys, values, shape, tokens, {.head = 1, .token = shape.kv_heads});
   }
 
   [[nodiscard]] TokenId tokens() const { return layout_.tokens; }
@@ -133,6 +115,22 @@ class StridedKeyValues {
 
  private:
   explicit StridedKeyValues(const Layout& layout) : layout_(layout) {}
+
+  // Dense rows; `rows` are strides counted in them.
+  static Result<StridedKeyValues> dense(const T* keys, const T* values, const Shape& shape,
+                                        TokenId tokens, const ByteStrides& rows) noexcept {
+    const std::int64_t key_row = shape.head_dim * std::int64_t{sizeof(T)};
+    const std::int64_t value_row = shape.value_dim * std::int64_t{sizeof(T)};
+    return create(
+        {.keys = keys,
+         .values = values,
+         .key_strides = {.head = rows.head * key_row, .token = rows.token * key_row},
+         .value_strides = {.head = rows.head * value_row, .token = rows.token * value_row},
+         .kv_heads = shape.kv_heads,
+         .head_dim = shape.head_dim,
+         .value_dim = shape.value_dim,
+         .tokens = tokens});
+  }
 
   static const T* row(const T* base, const ByteStrides& strides, int kv_head, TokenId token) {
     const std::int64_t offset = kv_head * strides.head + token * strides.token;

@@ -45,10 +45,7 @@ struct OrthogonalPlanes {
   /// The first `rows` rows of a rotation, [rows, dim]; `plane` names its randomness.
   static void draw_rotation(const HashConfig& config, int plane, int rows, double* block) {
     for (int r = 0; r < rows; ++r) {
-      const RandomStream stream({.seed = config.seed,
-                                 .layer = config.layer,
-                                 .stream = static_cast<std::uint32_t>(plane + r),
-                                 .purpose = Purpose::kPlanes});
+      const RandomStream stream = plane_stream(config, plane + r);
       double* row = block + std::int64_t{r} * config.dim;
       for (int i = 0; i < config.dim; ++i) {
         row[i] = stream.normals(static_cast<std::uint32_t>(i / 2))[static_cast<std::size_t>(i % 2)];

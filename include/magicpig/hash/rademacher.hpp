@@ -17,10 +17,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 struct RademacherPlanes {
   static bool draw(const HashConfig& config, float* planes) {
     for (int plane = 0; plane < config.bits * config.tables; ++plane) {
-      const RandomStream stream({.seed = config.seed,
-                                 .layer = config.layer,
-                                 .stream = static_cast<std::uint32_t>(plane),
-                                 .purpose = Purpose::kPlanes});
+      const RandomStream stream = plane_stream(config, plane);
       float* row = planes + std::int64_t{plane} * config.dim;
       for (int i = 0; i < config.dim; ++i) {
         const auto word = static_cast<std::uint32_t>(i / 32);

@@ -29,6 +29,14 @@ struct HashConfig {
   std::uint32_t layer = 0;  ///< gives each layer planes of its own under one seed
 };
 
+/// The randomness of one plane.
+[[nodiscard]] constexpr RandomStream plane_stream(const HashConfig& config, int plane) {
+  return RandomStream({.seed = config.seed,
+                       .layer = config.layer,
+                       .stream = static_cast<std::uint32_t>(plane),
+                       .purpose = Purpose::kPlanes});
+}
+
 /// K x L signs of projections, K of them to a code. Bit b of the code in table l is 1 where the
 /// projection on plane b * L + l is above 0; a zero vector has code 0 everywhere.
 ///

@@ -16,10 +16,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 struct GaussianPlanes {
   static bool draw(const HashConfig& config, float* planes) {
     for (int plane = 0; plane < config.bits * config.tables; ++plane) {
-      const RandomStream stream({.seed = config.seed,
-                                 .layer = config.layer,
-                                 .stream = static_cast<std::uint32_t>(plane),
-                                 .purpose = Purpose::kPlanes});
+      const RandomStream stream = plane_stream(config, plane);
       float* row = planes + std::int64_t{plane} * config.dim;
       for (int i = 0; i < config.dim; i += 2) {
         const auto pair = stream.normals(static_cast<std::uint32_t>(i / 2));

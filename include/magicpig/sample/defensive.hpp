@@ -11,6 +11,7 @@
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/sample/budget.hpp"
 #include "magicpig/sample/sampler.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"

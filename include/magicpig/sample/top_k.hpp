@@ -10,8 +10,8 @@
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/sample/budget.hpp"
 #include "magicpig/sample/exact_scores.hpp"
-#include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {

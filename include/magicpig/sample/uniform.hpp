@@ -15,30 +15,10 @@
 #include "magicpig/core/random.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/sample/budget.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
-
-/// How many rows of the indexed range to read: a fraction of it, or a number.
-struct Budget {
-  double fraction = 0.0;  ///< in (0, 1], used when `tokens` is 0
-  TokenId tokens = 0;     ///< more than the range means all of it
-
-  /// Rows for a range of n tokens: at least 1 and at most n, 0 for an empty range.
-  [[nodiscard]] TokenId of(TokenId n) const {
-    const double wanted = tokens > 0 ? tokens : ::ceil(fraction * n);
-    return wanted >= n ? n : static_cast<TokenId>(wanted);
-  }
-
-  [[nodiscard]] Status check() const {
-    if (tokens < 0 || (tokens == 0 && !(fraction > 0.0 && fraction <= 1.0))) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "a budget needs tokens >= 1 or a fraction in (0, 1], not %d and %g",
-                           tokens, fraction);
-    }
-    return Status();
-  }
-};
 
 /// Draws m = budget tokens of the n indexed ones, all subsets of that size equally likely; one draw
 /// for the whole group, fresh for every noise key. pi = m / n.
