@@ -86,7 +86,8 @@ class SignProjection {
   /// P(two codes in one table differ in at most `radius` bits) for vectors at `cosine`.
   [[nodiscard]] double table_collision(double cosine, int radius) const {
     const double clamped = cosine < -1.0 ? -1.0 : cosine > 1.0 ? 1.0 : cosine;
-    const double agree = 1.0 - ::acos(clamped) * 0.31830988618379067;  // 1 - angle / pi
+    // 1 - angle / pi, without the difference that a fused multiply-add would take below 0.
+    const double agree = ::acos(-clamped) * 0.31830988618379067;
     return hamming_ball_probability(config_.bits, radius, agree);
   }
 
