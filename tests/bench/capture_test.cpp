@@ -260,7 +260,8 @@ TEST_SUITE("Capture") {
         {Json::array({2, 30}), "k.shape: must have 3 dimensions"},
         {Json::array({2, 5, 3, 2}), "k.shape: must have 3 dimensions"}};
     for (const auto& [shape, start] : cases) {
-      CAPTURE(shape.dump());
+      const std::string text = shape.dump();
+      CAPTURE(text);
       File file;
       file.header["k"]["shape"] = shape;
       const std::string message = refusal(file.bytes());
@@ -307,7 +308,8 @@ TEST_SUITE("Capture") {
         {{{"v", {7, 5, 2}}}, "v.shape: its KV heads"},
         {{{"v", {2, 7, 5}}}, "v.shape: its tokens"}};
     for (const auto& [shapes, start] : cases) {
-      CAPTURE(start);
+      const std::string& expected = start;
+      CAPTURE(expected);
       File file;
       for (const auto& [name, shape] : shapes.items()) file.header[name]["shape"] = shape;
       CHECK(begins(refusal(file.bytes()), start));
