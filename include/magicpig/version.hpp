@@ -31,8 +31,9 @@
 /// of each inline function. Were two units compiled with different -march flags or library
 /// versions, it could keep the AVX-512 copy for the unit that was meant to run anywhere. So the
 /// name holds the version and one digit for each compiler flag that changes the code generated, and
-/// such units share nothing. The price is that a type of this library cannot cross between them:
-/// pass raw pointers.
+/// such units share nothing of this library; what they share of the standard library's templates
+/// over built-in types, when nothing is inlined, no header can prevent. The price is that a type of
+/// this library cannot cross between them: pass raw pointers.
 ///
 /// A host that wants one name for all of its units defines MAGICPIG_ABI itself, on the command
 /// line, and then answers for compiling all of them with the same flags.
