@@ -9,7 +9,7 @@ packages_of() {
     build) echo g++ cmake ninja-build libhwy-dev nlohmann-json3-dev libcli11-dev libbenchmark-dev doctest-dev ;;
     plot) echo python3 python3-matplotlib ;;
     test) echo pkg-config python3 python3-numpy ;;
-    ci) echo clang clang-format libclang-rt-14-dev ;;
+    ci) echo clang clang-format libclang-rt-14-dev libomp-dev ;;
     *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci)" >&2; return 1 ;;
   esac
 }

@@ -14,6 +14,10 @@
 #include "magicpig/attention.hpp"
 #include "problem.hpp"
 
+#if defined(_OPENMP)
+#include "magicpig/cpu/openmp.hpp"
+#endif
+
 namespace magicpig::test {
 namespace {
 
@@ -86,28 +90,37 @@ std::vector<std::unique_ptr<Outputs>> one_by_one(const Batch& batch) {
   return outputs;
 }
 
+// Indexes built and a batch decoded on the executor's threads.
+template <class Ops, class E>
+void check_batch(E& executor, const std::vector<std::unique_ptr<Outputs>>& expected) {
+  CAPTURE(executor.workers());
+  const Batch batch(make_backend<Ops>(executor));
+  for (int repetition = 0; repetition < 3; ++repetition) {
+    auto outputs = make_outputs();
+    std::vector<TablesRequest> requests;
+    for (std::size_t i = 0; i < kRequests; ++i) requests.push_back(batch.request(i, *outputs[i]));
+    auto workspace = dirty_workspace(batch.plan, executor.workers());
+    const Status status =
+        decode(make_backend<Ops>(executor), batch.plan, std::span<const TablesRequest>(requests),
+               std::span(workspace).subspan(1));
+    REQUIRE_MESSAGE(status.ok(), status.message());
+    check_same(outputs, expected);
+  }
+}
+
 TEST_CASE_TEMPLATE_DEFINE("1, 2, 3 and 7 threads decode a batch to the bits of single requests",
                           Ops, threads) {
   SerialExecutor serial;
-  const Batch batch(make_backend<Ops>(serial));
-  const auto expected = one_by_one<Ops>(batch);
+  const auto expected = one_by_one<Ops>(Batch(make_backend<Ops>(serial)));
   for (const int workers : {1, 2, 3, 7}) {
-    CAPTURE(workers);
     const auto pool = ThreadPool::create(workers);
     REQUIRE(pool.ok());
-    // Indexes built on as many threads, too.
-    const Batch same(make_backend<Ops>(**pool));
-    for (int repetition = 0; repetition < 3; ++repetition) {
-      auto outputs = make_outputs();
-      std::vector<TablesRequest> requests;
-      for (std::size_t i = 0; i < kRequests; ++i) requests.push_back(same.request(i, *outputs[i]));
-      auto workspace = dirty_workspace(same.plan, workers);
-      const Status status =
-          decode(make_backend<Ops>(**pool), same.plan, std::span<const TablesRequest>(requests),
-                 std::span(workspace).subspan(1));
-      REQUIRE_MESSAGE(status.ok(), status.message());
-      check_same(outputs, expected);
-    }
+    check_batch<Ops>(**pool, expected);
+#if defined(_OPENMP)
+    const auto openmp = OpenMpExecutor::create(workers);
+    REQUIRE(openmp.ok());
+    check_batch<Ops>(*openmp, expected);
+#endif
   }
 }
 TEST_CASE_TEMPLATE_APPLY(threads, Backends);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every executor must do, over the serial one and pools of several sizes.
+// What every executor must do, over the serial one, and pools and OpenMP of several sizes.
 #include "magicpig/core/executor.hpp"
 
 #include <doctest/doctest.h>
@@ -12,6 +12,10 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#if defined(_OPENMP)
+#include "magicpig/cpu/openmp.hpp"
+#endif
 
 namespace {
 
@@ -35,6 +39,12 @@ void for_each_executor(const Check& check) {
   SUBCASE("a pool of 2") { check(*make_pool(2)); }
   SUBCASE("a pool of 3") { check(*make_pool(3)); }
   SUBCASE("a pool of 7") { check(*make_pool(7)); }
+#if defined(_OPENMP)
+  SUBCASE("OpenMP with 1") { check(*OpenMpExecutor::create(1)); }
+  SUBCASE("OpenMP with 2") { check(*OpenMpExecutor::create(2)); }
+  SUBCASE("OpenMP with 3") { check(*OpenMpExecutor::create(3)); }
+  SUBCASE("OpenMP with 7") { check(*OpenMpExecutor::create(7)); }
+#endif
 }
 
 TEST_CASE("every task runs exactly once, for any number of tasks") {
@@ -105,18 +115,16 @@ TEST_CASE("a worker's scratch needs no lock") {
   });
 }
 
-TEST_CASE("a pool serves callers from several threads, each with all of its own tasks") {
-  for (const int workers : {1, 2, 3, 7}) {
-    CAPTURE(workers);
-    const std::unique_ptr<ThreadPool> pool = make_pool(workers);
+TEST_CASE("callers from several threads are served, each with all of its own tasks") {
+  for_each_executor([](auto& executor) {
     constexpr int kCallers = 4;
     constexpr int kTasks = 50;
     std::vector<int> runs(kCallers * kTasks, 0);
     std::vector<std::thread> callers;
     for (int caller = 0; caller < kCallers; ++caller) {
-      callers.emplace_back([&pool, &runs, caller] {
+      callers.emplace_back([&executor, &runs, caller] {
         for (int call = 0; call < 40; ++call) {
-          pool->parallel_for(kTasks, [&](int task, int) {
+          executor.parallel_for(kTasks, [&](int task, int) {
             ++runs[static_cast<std::size_t>(caller * kTasks + task)];
           });
         }
@@ -126,19 +134,21 @@ TEST_CASE("a pool serves callers from several threads, each with all of its own 
     int wrong = 0;
     for (const int count : runs) wrong += count != 40;
     CHECK(wrong == 0);
-  }
+  });
 }
 
-TEST_CASE("every worker of a pool takes part: as many tasks as workers can wait for each other") {
-  const std::unique_ptr<ThreadPool> pool = make_pool(3);
-  std::atomic<int> arrived{0};
-  std::vector<int> tasks_of(3, 0);
-  pool->parallel_for(3, [&](int, int worker) {
-    ++tasks_of[static_cast<std::size_t>(worker)];
-    ++arrived;
-    while (arrived.load() < 3) std::this_thread::yield();
+TEST_CASE("every worker takes part: as many tasks as workers can wait for each other") {
+  for_each_executor([](auto& executor) {
+    const int workers = executor.workers();
+    std::atomic<int> arrived{0};
+    std::vector<int> tasks_of(static_cast<std::size_t>(workers), 0);
+    executor.parallel_for(workers, [&](int, int worker) {
+      ++tasks_of[static_cast<std::size_t>(worker)];
+      ++arrived;
+      while (arrived.load() < workers) std::this_thread::yield();
+    });
+    CHECK(tasks_of == std::vector<int>(static_cast<std::size_t>(workers), 1));
   });
-  CHECK(tasks_of == std::vector<int>{1, 1, 1});
 }
 
 TEST_CASE("pools start and end unused, many times") {
@@ -160,5 +170,90 @@ TEST_CASE("both executors model the concept") {
   static_assert(Executor<ThreadPool>);
   CHECK(SerialExecutor::workers() == 1);
 }
+
+#if defined(_OPENMP)
+
+TEST_CASE("OpenMP with workers outside the bounds is refused with the number and the bounds") {
+  for (const int workers : {-1, 0, 1025}) {
+    const auto executor = OpenMpExecutor::create(workers);
+    REQUIRE(!executor.ok());
+    CHECK(executor.status().code() == ErrorCode::kInvalidArgument);
+    CHECK(std::string(executor.status().message()) ==
+          "workers " + std::to_string(workers) + " must lie in [1, 1024]");
+  }
+}
+
+// Runs of each task, called from every thread of an enclosing region of `team` threads; tasks that
+// ran on a worker out of range do not count.
+struct Nested {
+  std::vector<std::atomic<int>> runs = std::vector<std::atomic<int>>(100);
+  std::atomic<int> threads{0};
+  std::atomic<int> largest_worker{0};
+
+  explicit Nested(int team) {
+    const auto executor = OpenMpExecutor::create(3);
+#pragma omp parallel num_threads(team)
+    {
+      ++threads;
+      executor->parallel_for(100, [&](int task, int worker) {
+        if (worker > largest_worker.load()) largest_worker.store(worker);
+        if (worker >= 0 && worker < 3) ++runs[static_cast<std::size_t>(task)];
+      });
+    }
+  }
+
+  [[nodiscard]] bool each_thread_ran_all() const {
+    bool all = threads.load() > 0;
+    for (const auto& run : runs) all = all && run.load() == threads.load();
+    return all;
+  }
+};
+
+TEST_CASE("inside a parallel region each thread runs all tasks of its own call as worker 0") {
+  for (const int team : {1, 2, 4}) {
+    CAPTURE(team);
+    const Nested nested(team);
+    CHECK(nested.threads.load() == team);
+    CHECK(nested.each_thread_ran_all());
+    if (team > 1) CHECK(nested.largest_worker.load() == 0);
+  }
+}
+
+TEST_CASE("inside a parallel region a host may allow nested teams, which run all tasks too") {
+  const int levels = omp_get_max_active_levels();
+  omp_set_max_active_levels(2);
+  const Nested nested(2);
+  omp_set_max_active_levels(levels);
+  CHECK(nested.each_thread_ran_all());
+}
+
+TEST_CASE("a body may open a call of its own") {
+  const auto executor = OpenMpExecutor::create(3);
+  std::vector<std::atomic<int>> runs(20);
+  executor->parallel_for(4, [&](int, int) {
+    executor->parallel_for(20, [&](int task, int) { ++runs[static_cast<std::size_t>(task)]; });
+  });
+  for (const auto& run : runs) CHECK(run.load() == 4);
+}
+
+TEST_CASE("where OpenMP gives fewer threads than asked for, those run all tasks") {
+  const int dynamic = omp_get_dynamic();
+  omp_set_dynamic(1);
+  const auto executor = OpenMpExecutor::create(1024);
+  std::vector<std::atomic<int>> runs(3000);
+  std::vector<std::atomic<bool>> worked(1024);
+  executor->parallel_for(3000, [&](int task, int worker) {
+    ++runs[static_cast<std::size_t>(task)];
+    worked[static_cast<std::size_t>(worker)] = true;
+  });
+  omp_set_dynamic(dynamic);
+  int wrong = 0;
+  for (const auto& run : runs) wrong += run.load() != 1;
+  CHECK(wrong == 0);
+  // Fewer it was, or this has tested nothing.
+  if (omp_get_num_procs() < 1024) CHECK(!worked.back().load());
+}
+
+#endif
 
 }  // namespace
