@@ -14,6 +14,7 @@
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/sample/collision.hpp"
 #include "magicpig/sample/uniform.hpp"
+#include "planes.hpp"
 #include "table_trials.hpp"
 
 namespace {
@@ -291,8 +292,8 @@ class PlanesAsKeys {
 
   /// Estimated over exact normaliser of one draw.
   double ratio(std::uint64_t key_seed, std::uint64_t plane_seed) {
-    const auto keys = family(key_seed);
-    std::copy(keys.planes().begin(), keys.planes().end(), problem_.key(0, 0));
+    const std::vector<float> keys = planes_of(family(key_seed));
+    std::copy(keys.begin(), keys.end(), problem_.key(0, 0));
     const auto planes = family(plane_seed);
     auto index = BucketTables<SimHash>::create(planes, {});
     SerialExecutor executor;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "magicpig/version.hpp"
@@ -72,6 +73,29 @@ struct fp16 {
   friend constexpr bool operator==(const fp16&, const fp16&) = default;
 };
 
+/// Scalars per block of q8_0.
+inline constexpr int kQ8Block = 32;
+
+/// 32 scalars as signed bytes and a scale: scalar j is scale * values[j]. 34 bytes, the Q8_0 block
+/// of GGUF files and of quantised caches.
+struct q8_0 {
+  fp16 scale;
+  std::int8_t values[kQ8Block] = {};
+};
+static_assert(sizeof(q8_0) == 34 && alignof(q8_0) == 2);
+
+/// Scalars in one element of a row's array. Rows of blocks hold whole blocks.
+template <class T>
+inline constexpr int kScalarsPerElement = 1;
+template <>
+inline constexpr int kScalarsPerElement<q8_0> = kQ8Block;
+
+/// Bytes of `dim` scalars.
+template <class T>
+[[nodiscard]] constexpr std::size_t row_bytes(std::size_t dim) {
+  return dim / kScalarsPerElement<T> * sizeof(T);
+}
+
 [[nodiscard]] constexpr float to_float(float x) { return x; }
 
 [[nodiscard]] constexpr float to_float(bf16 x) {
@@ -89,6 +113,16 @@ struct fp16 {
   // normals alike.
   const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(scaled) | sign);
+}
+
+/// Scalar j of a row, exactly.
+template <class T>
+[[nodiscard]] constexpr float scalar_at(const T* row, int j) {
+  return to_float(row[j]);
+}
+[[nodiscard]] constexpr float scalar_at(const q8_0* row, int j) {
+  const q8_0& block = row[j / kQ8Block];
+  return to_float(block.scale) * static_cast<float>(block.values[j % kQ8Block]);
 }
 
 /// Rounds to nearest, ties to even; NaN stays NaN.

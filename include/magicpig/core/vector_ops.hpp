@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam for a SIMD library: six coarse functions over batches of rows, and nothing else.
+// The seam for a SIMD library: seven coarse functions over batches of rows, and nothing else.
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 
 #include "magicpig/core/types.hpp"
 #include "magicpig/version.hpp"
@@ -16,6 +17,48 @@ struct Rows {
   const T* const* rows = nullptr;
   int count = 0;
   int dim = 0;
+  const Rows* next = nullptr;  ///< rows wanted soon, to be brought into cache meanwhile, or null
+};
+
+/// Asks for bytes [begin, end) of row i, if there are such rows and such a row. Must be inlined:
+/// GCC takes a function that does nothing but prefetch for one without effect, and drops the call.
+template <class T>
+#if defined(__GNUC__)
+[[gnu::always_inline]]
+#endif
+inline void
+prefetch_row(const Rows<T>* rows, int i, std::size_t begin, std::size_t end) {
+#if defined(__GNUC__)
+  if (rows == nullptr || i >= rows->count) return;
+  constexpr std::size_t kLine = 64;
+  const char* row = reinterpret_cast<const char*>(rows->rows[i]);
+  for (std::size_t at = begin; at < end; at += kLine) __builtin_prefetch(row + at);
+#else
+  (void)rows, (void)i, (void)begin, (void)end;
+#endif
+}
+
+/// Vectors that many others are multiplied with: row p, scalar j at
+/// data[(p / kPanel * dim + j) * kPanel + p % kPanel], so that a panel is read from end to end with
+/// kPanel products in vector registers. What is behind the last row is 0.
+struct Panels {
+  static constexpr int kPanel = 32;
+
+  const float* data = nullptr;
+  int count = 0;  ///< rows
+  int dim = 0;
+
+  /// Floats that `count` rows take.
+  [[nodiscard]] static constexpr std::size_t size(int count, int dim) {
+    return static_cast<std::size_t>((count + kPanel - 1) / kPanel * kPanel) *
+           static_cast<std::size_t>(dim);
+  }
+  [[nodiscard]] static constexpr std::size_t place(int row, int j, int dim) {
+    return (static_cast<std::size_t>(row / kPanel) * static_cast<std::size_t>(dim) +
+            static_cast<std::size_t>(j)) *
+               kPanel +
+           static_cast<std::size_t>(row % kPanel);
+  }
 };
 
 /// A piecewise linear function of x = sqrt((1 - cosine) / 2), the sine of half the angle, on
@@ -30,16 +73,20 @@ struct CurveView {
 /// oracle, the others agree with it to rounding. Counts of 0 are allowed everywhere. Arrays are
 /// float32, of any alignment, and do not overlap unless they are the same argument.
 template <class O>
-concept VectorOps = requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, const float* in,
-                             float* inout, CurveView curve, int n) {
+concept VectorOps = requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8,
+                             Panels panels, const float* in, float* inout, CurveView curve, int n) {
   // dots[g * rows.count + i] = <queries[g * rows.dim ...], row i>, float32 or wider accumulation
   O::dot_rows(f32, in, n, inout);
   O::dot_rows(f16, in, n, inout);
   O::dot_rows(b16, in, n, inout);
+  O::dot_rows(q8, in, n, inout);
   // sums[g * rows.dim + j] += sum_i weights[g * rows.count + i] * row_i[j]
   O::add_rows(f32, in, n, inout);
   O::add_rows(f16, in, n, inout);
   O::add_rows(b16, in, n, inout);
+  O::add_rows(q8, in, n, inout);
+  // out[v * panels.count + p] = <in[v * panels.dim ...], row p> for v in [0, n)
+  O::project(panels, in, n, inout);
   // the largest of x[n]; -inf for n = 0; NaN is passed over
   { (O::max)(in, n) } -> std::same_as<float>;
   // x = exp(x - shift), returns the sum of the new x; exp(-inf) = 0, NaN stays and spreads

@@ -12,11 +12,12 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Read access to one layer's key/value cache of one request. Rows are contiguous; where they lie
-/// is the source's affair. Copyable and cheap to copy; a copy refers to the same memory.
+/// Read access to one layer's key/value cache of one request. Rows are contiguous, of scalars or of
+/// blocks of them (q8_0); where they lie is the source's affair. Copyable and cheap to copy; a copy
+/// refers to the same memory.
 template <class S>
 concept KeyValueSource = requires(const S& s, int kv_head, TokenId token) {
-  typename S::Scalar;                              // float, fp16, bf16
+  typename S::Scalar;                              // float, fp16, bf16, q8_0
   { s.tokens() } -> std::convertible_to<TokenId>;  // rows per KV head
   { s.kv_heads() } -> std::convertible_to<int>;
   { s.head_dim() } -> std::convertible_to<int>;
@@ -50,7 +51,8 @@ class StridedKeyValues {
   };
 
   /// A view; the memory must outlive it. Errors: null pointers with tokens > 0, a negative count,
-  /// dimensions outside [1, kMaxDim], strides that are no multiple of the scalar's size.
+  /// dimensions outside [1, kMaxDim] or not in whole blocks, strides that break the scalar's
+  /// alignment.
   [[nodiscard]] static Result<StridedKeyValues> create(const Layout& layout) noexcept {
     if (layout.tokens < 0 || layout.kv_heads < 1) {
       return Status::error(ErrorCode::kInvalidArgument,
@@ -63,16 +65,22 @@ class StridedKeyValues {
                            "head_dim %d and value_dim %d must lie in [1, %d]", layout.head_dim,
                            layout.value_dim, kMaxDim);
     }
+    if (layout.head_dim % kScalarsPerElement<T> != 0 ||
+        layout.value_dim % kScalarsPerElement<T> != 0) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "head_dim %d and value_dim %d must be multiples of the block of %d",
+                           layout.head_dim, layout.value_dim, kScalarsPerElement<T>);
+    }
     if (layout.tokens > 0 && (layout.keys == nullptr || layout.values == nullptr)) {
       return Status::error(ErrorCode::kInvalidArgument, "%s is null with %d tokens",
                            layout.keys == nullptr ? "keys" : "values", layout.tokens);
     }
     for (const ByteStrides& s : {layout.key_strides, layout.value_strides}) {
-      if (s.head % std::int64_t{sizeof(T)} != 0 || s.token % std::int64_t{sizeof(T)} != 0) {
+      if (s.head % std::int64_t{alignof(T)} != 0 || s.token % std::int64_t{alignof(T)} != 0) {
         return Status::error(ErrorCode::kInvalidArgument,
                              "strides %lld, %lld bytes are no multiples of the scalar's %zu",
                              static_cast<long long>(s.head), static_cast<long long>(s.token),
-                             sizeof(T));
+                             alignof(T));
       }
     }
     return StridedKeyValues(layout);
@@ -119,8 +127,10 @@ class StridedKeyValues {
   // Dense rows; `rows` are strides counted in them.
   static Result<StridedKeyValues> dense(const T* keys, const T* values, const Shape& shape,
                                         TokenId tokens, const ByteStrides& rows) noexcept {
-    const std::int64_t key_row = shape.head_dim * std::int64_t{sizeof(T)};
-    const std::int64_t value_row = shape.value_dim * std::int64_t{sizeof(T)};
+    const std::int64_t key_row =
+        static_cast<std::int64_t>(row_bytes<T>(static_cast<std::size_t>(shape.head_dim)));
+    const std::int64_t value_row =
+        static_cast<std::int64_t>(row_bytes<T>(static_cast<std::size_t>(shape.value_dim)));
     return create(
         {.keys = keys,
          .values = values,

@@ -21,8 +21,10 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Rows per tile. With 32 heads the logits fill 16 KiB, half a first-level cache.
-inline constexpr int kAttendTile = 128;
+/// Rows per tile. The keys of a tile are read while its values travel from memory, and these while
+/// the next keys do: 32 rows of 256 bytes are 8 KiB each, about a microsecond of memory bandwidth.
+/// Of 32, 48, 64, 96 and 128 rows 32 is the fastest at one head per group (bench: decode/exact).
+inline constexpr int kAttendTile = 32;
 
 /// Sums of one head, all scaled by exp(-largest) or its square.
 struct AttendSums {
@@ -40,13 +42,14 @@ struct AttendSums {
 
 /// Scratch of one worker.
 struct AttendScratch {
-  float* weights = nullptr;     // [group, kAttendTile] inner products, then logits, then weights
-  float* log_pi = nullptr;      // [group, kAttendTile]
-  float* correction = nullptr;  // [kAttendTile] log of the estimator's factor
-  float* spread = nullptr;      // [group, kAttendTile] (1 - pi) omega^2
-  float* tile = nullptr;        // [group, value_dim] weighted values of one tile
-  double* values = nullptr;     // [group, value_dim] weighted values of all tiles
-  double* spread_values = nullptr;  // [group, value_dim] values weighted by spread
+  float* weights = nullptr;      // [group, kAttendTile] inner products, then logits, then weights
+  float* log_pi = nullptr;       // [group, kAttendTile]
+  float* correction = nullptr;   // [kAttendTile] log of the estimator's factor
+  float* spread = nullptr;       // [group, kAttendTile] (1 - pi) omega^2
+  float* recent = nullptr;       // [group, value_dim] weighted values not yet in `values`
+  double* values = nullptr;      // [group, value_dim] weighted values
+  float* spread_tile = nullptr;  // [group, value_dim] values of one tile weighted by spread
+  double* spread_values = nullptr;  // [group, value_dim] the same of all tiles
   AttendSums* sums = nullptr;       // [group]
 
   [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim) {
@@ -56,8 +59,9 @@ struct AttendScratch {
             .log_pi = arena.take<float>(heads * kAttendTile),
             .correction = arena.take<float>(kAttendTile),
             .spread = arena.take<float>(heads * kAttendTile),
-            .tile = arena.take<float>(outputs),
+            .recent = arena.take<float>(outputs),
             .values = arena.take<double>(outputs),
+            .spread_tile = arena.take<float>(outputs),
             .spread_values = arena.take<double>(outputs),
             .sums = arena.take<AttendSums>(heads)};
   }
@@ -72,6 +76,7 @@ template <class Ops, KeyValueSource Source>
 class Attend {
   using Scalar = typename Source::Scalar;
   static constexpr int kTile = kAttendTile;
+  static constexpr int kRecentRows = 256;  // summed in float before they are added up in double
 
  public:
   struct Input {
@@ -84,24 +89,22 @@ class Attend {
 
   Attend(const Input& input, const AttendScratch& scratch) : in_(input), s_(scratch) {
     const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
-    for (std::int64_t i = 0; i < outputs; ++i) s_.values[i] = s_.spread_values[i] = 0.0;
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      s_.recent[i] = 0.0F;
+      s_.values[i] = s_.spread_values[i] = 0.0;
+    }
     for (int g = 0; g < in_.queries.count; ++g) s_.sums[g] = AttendSums{};
   }
 
   /// Every token of `range`, weight exp(logit).
   void add_exact(TokenRange range) {
-    for (TokenId first = range.begin; first < range.end; first += kTile) {
-      const int count = range.end - first < kTile ? range.end - first : kTile;
-      for (int i = 0; i < count; ++i) {
-        keys_[i] = in_.key_values.key(in_.kv_head, first + i);
-        values_[i] = in_.key_values.value(in_.kv_head, first + i);
-      }
-      compute_dots(count);
+    const auto token_at = [&](int i) { return range.begin + i; };
+    for_each_tile(range.size(), token_at, [&](int, int count) {
       for (std::int64_t i = 0; i < std::int64_t{in_.queries.count} * count; ++i) {
         s_.weights[i] *= in_.scale;
       }
       absorb(count);
-    }
+    });
     for (int g = 0; g < in_.queries.count; ++g) s_.sums[g].exact += range.size();
   }
 
@@ -109,20 +112,16 @@ class Attend {
   template <class Inclusion, class Estimator>
   requires InclusionOver<Inclusion, Ops> && EstimatorOver<Estimator, Ops>
   void add_candidates(const Candidates<Inclusion>& candidates, const Estimator& estimator) {
+    const TokenId* tokens = candidates.tokens.data();
     const auto total = static_cast<int>(candidates.tokens.size());
-    for (int first = 0; first < total; first += kTile) {
-      const int count = total - first < kTile ? total - first : kTile;
-      const TokenId* tokens = candidates.tokens.data() + first;
-      for (int i = 0; i < count; ++i) {
-        keys_[i] = in_.key_values.key(in_.kv_head, tokens[i]);
-        values_[i] = in_.key_values.value(in_.kv_head, tokens[i]);
-      }
-      compute_dots(count);
+    const auto token_at = [&](int i) { return tokens[i]; };
+    for_each_tile(total, token_at, [&](int first, int count) {
       for (int g = 0; g < in_.queries.count; ++g) {
         float* dots = s_.weights + std::int64_t{g} * count;
         float* log_pi = s_.log_pi + std::int64_t{g} * count;
         candidates.inclusion.template log_probability<Ops>(
-            {.tokens = tokens, .dots = dots, .first = first, .count = count, .head = g}, log_pi);
+            {.tokens = tokens + first, .dots = dots, .first = first, .count = count, .head = g},
+            log_pi);
         for (int i = 0; i < count; ++i) s_.correction[i] = log_pi[i];
         estimator.template log_weight<Ops>(s_.correction, count);
         for (int i = 0; i < count; ++i) dots[i] = dots[i] * in_.scale + s_.correction[i];
@@ -132,7 +131,7 @@ class Attend {
       }
       absorb(count);
       if (in_.report) account(candidates.members, first, count);
-    }
+    });
   }
 
   /// What only the caller knows of a report.
@@ -143,6 +142,7 @@ class Attend {
 
   /// Writes head g of the group to states[g] and, unless null, reports[g].
   void finish(AttentionState* states, HeadReport* reports, const Totals& totals) {
+    add_up_recent();
     const int dim = in_.key_values.value_dim();
     for (int g = 0; g < in_.queries.count; ++g) {
       const AttendSums& sums = s_.sums[g];
@@ -168,9 +168,35 @@ class Attend {
   }
 
  private:
-  void compute_dots(int count) {
-    Ops::dot_rows(Rows<Scalar>{.rows = keys_, .count = count, .dim = in_.queries.dim},
-                  in_.queries.data, in_.queries.count, s_.weights);
+  // For each tile of `total` tokens, the i-th of which is token_at(i): computes the inner products,
+  // then calls use(first, count), which reads the values. While the keys of a tile are read its
+  // values are fetched into cache, and while those are read the keys of the next tile.
+  template <class TokenAt, class Use>
+  void for_each_tile(int total, const TokenAt& token_at, const Use& use) {
+    next_keys_ = point_at_keys(0, total, token_at);
+    for (int first = 0; first < total; first += kTile) {
+      const Rows<Scalar> keys{.rows = next_keys_.rows,
+                              .count = next_keys_.count,
+                              .dim = next_keys_.dim,
+                              .next = &values_};
+      values_ = {.rows = value_rows_, .count = keys.count, .dim = in_.key_values.value_dim()};
+      for (int i = 0; i < keys.count; ++i) {
+        value_rows_[i] = in_.key_values.value(in_.kv_head, token_at(first + i));
+      }
+      Ops::dot_rows(keys, in_.queries.data, in_.queries.count, s_.weights);
+      next_keys_ = point_at_keys(first + kTile, total, token_at);
+      use(first, keys.count);
+    }
+  }
+
+  template <class TokenAt>
+  Rows<Scalar> point_at_keys(int first, int total, const TokenAt& token_at) {
+    const int rest = total > first ? total - first : 0;
+    const int count = rest < kTile ? rest : kTile;
+    for (int i = 0; i < count; ++i) {
+      key_rows_[i] = in_.key_values.key(in_.kv_head, token_at(first + i));
+    }
+    return {.rows = key_rows_, .count = count, .dim = in_.queries.dim};
   }
 
   // Candidates that only other heads drew get weight 0.
@@ -182,9 +208,7 @@ class Attend {
 
   // Turns the tile's logits into weights and adds its values.
   void absorb(int count) {
-    const int group = in_.queries.count;
-    const int dim = in_.key_values.value_dim();
-    for (int g = 0; g < group; ++g) {
+    for (int g = 0; g < in_.queries.count; ++g) {
       float* logits = s_.weights + std::int64_t{g} * count;
       rescale(g, (Ops::max)(logits, count));
       const float largest = s_.sums[g].largest;
@@ -192,21 +216,26 @@ class Attend {
       const float shift = largest == kEmptyLse ? 0.0F : largest;
       s_.sums[g].weight += static_cast<double>(Ops::exp_sum(logits, count, shift));
     }
-    add_values(s_.weights, count, s_.values, std::int64_t{group} * dim);
+    if (recent_rows_ + count > kRecentRows) add_up_recent();
+    recent_rows_ += count;
+    values_.next = &next_keys_;
+    Ops::add_rows(values_, s_.weights, in_.queries.count, s_.recent);
   }
 
-  // sums += weights * values of the tile, for all heads.
-  void add_values(const float* weights, int count, double* sums, std::int64_t outputs) {
-    for (std::int64_t i = 0; i < outputs; ++i) s_.tile[i] = 0.0F;
-    Ops::add_rows(Rows<Scalar>{.rows = values_, .count = count, .dim = in_.key_values.value_dim()},
-                  weights, in_.queries.count, s_.tile);
-    for (std::int64_t i = 0; i < outputs; ++i) sums[i] += static_cast<double>(s_.tile[i]);
+  void add_up_recent() {
+    const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      s_.values[i] += static_cast<double>(s_.recent[i]);
+      s_.recent[i] = 0.0F;
+    }
+    recent_rows_ = 0;
   }
 
   // Raises the running maximum of a head, and brings its sums to the new scale.
   void rescale(int g, float tile_largest) {
     AttendSums& sums = s_.sums[g];
     if (!(tile_largest > sums.largest)) return;
+    add_up_recent();
     const double factor = ::exp(static_cast<double>(sums.largest - tile_largest));
     const double squared = factor * factor;
     const int dim = in_.key_values.value_dim();
@@ -229,13 +258,18 @@ class Attend {
     for (int i = 0; i < count; ++i) {
       norms[i] = 0.0;
       for (int j = 0; j < dim; ++j) {
-        const auto v = static_cast<double>(to_float(values_[i][j]));
+        const auto v = static_cast<double>(scalar_at(value_rows_[i], j));
         norms[i] += v * v;
       }
     }
     const std::uint32_t* drawn_by = members.empty() ? nullptr : members.data() + first;
     for (int g = 0; g < in_.queries.count; ++g) account_head(g, count, drawn_by, norms);
-    add_values(s_.spread, count, s_.spread_values, std::int64_t{in_.queries.count} * dim);
+    const std::int64_t outputs = std::int64_t{in_.queries.count} * dim;
+    for (std::int64_t i = 0; i < outputs; ++i) s_.spread_tile[i] = 0.0F;
+    Ops::add_rows(values_, s_.spread, in_.queries.count, s_.spread_tile);
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      s_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
+    }
   }
 
   void account_head(int g, int count, const std::uint32_t* drawn_by, const double* norms) {
@@ -282,8 +316,11 @@ class Attend {
 
   Input in_;
   AttendScratch s_;
-  const Scalar* keys_[kTile];
-  const Scalar* values_[kTile];
+  int recent_rows_ = 0;  // in recent
+  Rows<Scalar> next_keys_;
+  Rows<Scalar> values_;
+  const Scalar* key_rows_[kTile];
+  const Scalar* value_rows_[kTile];
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -29,51 +29,103 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Loads of scalars of any type as vectors of float32, exactly.
+/// Loads of 2 * Lanes() consecutive scalars of any type as two vectors of float32, exactly. Their
+/// order is the type's own: the scalars of a bf16 pair go to the same lane of either vector, which
+/// takes one operation per vector; other types fill one vector after the other.
 ///
 /// Vectors are named one by one and passed by reference throughout: on scalable targets they have
 /// no size, so no array or struct may hold them.
 struct HighwayLoads {
-  using Tag = hn::ScalableTag<float>;
+  using Tag = hn::CappedTag<float, 16>;
   using Vector = hn::Vec<Tag>;
-  static constexpr std::size_t kMaxLanes = HWY_LANES(float);
+  static constexpr std::size_t kMaxStep = 32;  // 2 * Lanes() at most
 
-  /// Lanes(Tag()) scalars from `from`.
-  HWY_INLINE static Vector load(const float* from) { return hn::LoadU(Tag(), from); }
+  HWY_INLINE static std::size_t step() { return 2 * hn::Lanes(Tag()); }
 
-  HWY_INLINE static Vector load(const bf16* from) {
+  /// Scalars [j, j + step()) of a row.
+  HWY_INLINE static void load(const float* row, std::size_t j, Vector& a, Vector& b) {
+    a = hn::LoadU(Tag(), row + j);
+    b = hn::LoadU(Tag(), row + j + hn::Lanes(Tag()));
+  }
+
+  HWY_INLINE static void load(const bf16* row, std::size_t j, Vector& a, Vector& b) {
+#if HWY_TARGET == HWY_SCALAR
+    a = hn::Set(Tag(), to_float(row[j]));
+    b = hn::Set(Tag(), to_float(row[j + 1]));
+#else
     const hn::RebindToUnsigned<Tag> du;
-    const hn::Rebind<std::uint16_t, Tag> du16;
-    const auto bits = hn::LoadU(du16, reinterpret_cast<const std::uint16_t*>(from));
-    return hn::BitCast(Tag(), hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+    const hn::Repartition<std::uint16_t, Tag> du16;
+    // Little-endian: the first of a pair is the lower half of a 32-bit lane.
+    const auto pairs =
+        hn::BitCast(du, hn::LoadU(du16, reinterpret_cast<const std::uint16_t*>(row + j)));
+    a = hn::BitCast(Tag(), hn::ShiftLeft<16>(pairs));
+    b = hn::BitCast(Tag(), hn::And(pairs, hn::Set(du, 0xffff0000U)));
+#endif
   }
 
-  HWY_INLINE static Vector load(const fp16* from) {
+  HWY_INLINE static void load(const fp16* row, std::size_t j, Vector& a, Vector& b) {
     const hn::Rebind<std::uint16_t, Tag> du16;
-    return widen_half(hn::LoadU(du16, reinterpret_cast<const std::uint16_t*>(from)));
+    const auto* bits = reinterpret_cast<const std::uint16_t*>(row + j);
+    a = widen_half(hn::LoadU(du16, bits));
+    b = widen_half(hn::LoadU(du16, bits + hn::Lanes(Tag())));
   }
 
-  /// The last `dim` modulo Lanes(Tag()) scalars of row[dim], if any, and zeros in the other lanes,
-  /// always in the same places. Reads within the row only.
+  /// A product of 8 and 11 significant bits is exact.
+  HWY_INLINE static void load(const q8_0* row, std::size_t j, Vector& a, Vector& b) {
+    const hn::Rebind<std::int8_t, Tag> d8;
+    const hn::Rebind<std::int32_t, Tag> d32;
+    const q8_0& block = row[j / kQ8Block];
+    const std::int8_t* values = block.values + j % kQ8Block;
+    const Vector scale = hn::Set(Tag(), to_float(block.scale));
+    a = hn::Mul(scale, hn::ConvertTo(Tag(), hn::PromoteTo(d32, hn::LoadU(d8, values))));
+    b = hn::Mul(scale,
+                hn::ConvertTo(Tag(), hn::PromoteTo(d32, hn::LoadU(d8, values + hn::Lanes(Tag())))));
+  }
+
+  /// The last dim modulo step() scalars of row[dim], if any, in a window of step() scalars that
+  /// ends with the row, zeros before them; a row shorter than the window is followed by zeros.
+  /// Reads within the row only.
   template <class T>
-  HWY_INLINE static Vector load_rest(const T* row, std::size_t dim) {
+  HWY_INLINE static void load_rest(const T* row, std::size_t dim, Vector& a, Vector& b) {
     const Tag d;
+    if (dim < step()) {
+      HWY_ALIGN T padded[kMaxStep] = {};
+      std::memcpy(padded, row, dim * sizeof(T));
+      return load(padded, 0, a, b);
+    }
+    load(row, dim - step(), a, b);
+    const std::size_t zeros = step() - dim % step();
     const std::size_t lanes = hn::Lanes(d);
-    if (dim < lanes) return load_first(row, dim);
-    // The row's last vector; lanes that belong to the vector before become 0.
-    const auto before = hn::FirstN(d, lanes - dim % lanes);
-    return hn::IfThenZeroElse(before, load(row + (dim - lanes)));
+    const std::size_t first = kPaired<T> ? (zeros + 1) / 2 : zeros < lanes ? zeros : lanes;
+    a = hn::IfThenZeroElse(hn::FirstN(d, first), a);
+    b = hn::IfThenZeroElse(hn::FirstN(d, zeros - first), b);
   }
+  /// Blocks hold whole steps.
+  HWY_INLINE static void load_rest(const q8_0*, std::size_t, Vector&, Vector&) {}
 
-  /// The first `count` < Lanes(Tag()) scalars at `from`, and zeros.
+  /// Floats [0, step()) in the order in which scalars of type T are loaded, and back.
   template <class T>
-  HWY_INLINE static Vector load_first(const T* from, std::size_t count) {
-    HWY_ALIGN T padded[kMaxLanes] = {};
-    std::memcpy(padded, from, count * sizeof(T));
-    return load(padded);
+  HWY_INLINE static void load_like(const float* from, Vector& a, Vector& b) {
+    if constexpr (kPaired<T>) {
+      hn::LoadInterleaved2(Tag(), from, a, b);
+    } else {
+      load(from, 0, a, b);
+    }
+  }
+  template <class T>
+  HWY_INLINE static void store_like(Vector a, Vector b, float* to) {
+    if constexpr (kPaired<T>) {
+      hn::StoreInterleaved2(a, b, Tag(), to);
+    } else {
+      hn::StoreU(a, Tag(), to);
+      hn::StoreU(b, Tag(), to + hn::Lanes(Tag()));
+    }
   }
 
  private:
+  template <class T>
+  static constexpr bool kPaired = std::is_same_v<T, bf16>;
+
   template <class Bits>
   HWY_INLINE static Vector widen_half(Bits bits) {
     const Tag d;
@@ -99,6 +151,50 @@ struct HighwayLoads {
   }
 };
 
+/// Scalars [begin, begin + size) of up to four queries in whole steps, in the order in which rows
+/// of type T are loaded, and filled up as load_rest() does where they end with the row.
+template <class T>
+class HighwayQueries {
+  using Loads = HighwayLoads;
+  using Vector = Loads::Vector;
+
+ public:
+  static constexpr std::size_t kChunk = 512;  // scalars at most: 8 KiB for four queries
+  static constexpr std::size_t kStride = kChunk + Loads::kMaxStep;
+
+  HWY_INLINE void arrange(const float* queries, int count, std::size_t dim, std::size_t first) {
+    const std::size_t step = Loads::step();
+    const std::size_t rest = dim - first <= kChunk ? dim % step : 0;
+    begin = first;
+    whole = dim - first <= kChunk ? dim - first - rest : kChunk;
+    ends = rest != 0;
+    for (int q = 0; q < count; ++q) {
+      const float* from = queries + static_cast<std::size_t>(q) * dim + first;
+      float* to = data + static_cast<std::size_t>(q) * kStride;
+      for (std::size_t j = 0; j < whole; j += step) copy(from + j, to + j);
+      if (rest == 0) continue;
+      HWY_ALIGN float window[Loads::kMaxStep] = {};
+      std::memcpy(window + (dim < step ? 0 : step - rest), from + whole, rest * sizeof(float));
+      copy(window, to + whole);
+    }
+  }
+
+  std::size_t begin = 0;
+  std::size_t whole = 0;
+  bool ends = false;  // with a rest behind the whole steps
+  HWY_ALIGN float data[4 * kStride];
+
+ private:
+  HWY_INLINE static void copy(const float* from, float* to) {
+    const hn::CappedTag<float, 16> d;
+    Vector a = hn::Undefined(d);
+    Vector b = hn::Undefined(d);
+    Loads::load_like<T>(from, a, b);
+    hn::StoreU(a, d, to);
+    hn::StoreU(b, d, to + hn::Lanes(d));
+  }
+};
+
 /// Inner products of four rows with one, two or four queries, in float32: each product of a row
 /// and a query has one accumulator per lane, so its rounding error grows with dim / lanes.
 template <class T>
@@ -111,12 +207,15 @@ class HighwayDots {
   struct Block {
     const T* rows[4];
     std::size_t dim = 0;
-    const float* queries = nullptr;  // [kQueries, dim]
-    float* dots = nullptr;           // [kQueries] x 4, `stride` apart
+    const float* queries = nullptr;  // [kQueries], HighwayQueries<T>::kStride apart
+    std::size_t begin = 0;           // of the chunk
+    std::size_t whole = 0;
+    bool ends = false;
+    float* dots = nullptr;  // [kQueries] x 4, `stride` apart
     std::int64_t stride = 0;
   };
 
-  /// kQueries is 1, 2 or 4.
+  /// kQueries is 1, 2 or 4. Chunks behind the first one add to the inner products.
   template <int kQueries>
   HWY_INLINE static void compute(const Block& block) {
     const Tag d;
@@ -124,30 +223,42 @@ class HighwayDots {
     Vector b0 = hn::Zero(d), b1 = hn::Zero(d), b2 = hn::Zero(d), b3 = hn::Zero(d);
     Vector c0 = hn::Zero(d), c1 = hn::Zero(d), c2 = hn::Zero(d), c3 = hn::Zero(d);
     Vector e0 = hn::Zero(d), e1 = hn::Zero(d), e2 = hn::Zero(d), e3 = hn::Zero(d);
-    const float* query = block.queries;
-    const std::size_t dim = block.dim;
-    const std::size_t lanes = hn::Lanes(d);
-    const auto add = [&](const auto& load) HWY_ATTR {
-      const Vector r0 = load(block.rows[0]);
-      const Vector r1 = load(block.rows[1]);
-      const Vector r2 = load(block.rows[2]);
-      const Vector r3 = load(block.rows[3]);
-      multiply_add(load(query), r0, r1, r2, r3, a0, a1, a2, a3);
-      if constexpr (kQueries > 1) multiply_add(load(query + dim), r0, r1, r2, r3, b0, b1, b2, b3);
+    constexpr std::size_t kStride = HighwayQueries<T>::kStride;
+    const auto add = [&](const float* query, Vector r0, Vector r1, Vector r2, Vector r3) HWY_ATTR {
+      multiply_add(hn::Load(d, query), r0, r1, r2, r3, a0, a1, a2, a3);
+      if constexpr (kQueries > 1) {
+        multiply_add(hn::Load(d, query + kStride), r0, r1, r2, r3, b0, b1, b2, b3);
+      }
       if constexpr (kQueries > 2) {
-        multiply_add(load(query + 2 * dim), r0, r1, r2, r3, c0, c1, c2, c3);
-        multiply_add(load(query + 3 * dim), r0, r1, r2, r3, e0, e1, e2, e3);
+        multiply_add(hn::Load(d, query + 2 * kStride), r0, r1, r2, r3, c0, c1, c2, c3);
+        multiply_add(hn::Load(d, query + 3 * kStride), r0, r1, r2, r3, e0, e1, e2, e3);
       }
     };
-    for (std::size_t j = 0; j + lanes <= dim; j += lanes) {
-      add([j](const auto* p) HWY_ATTR { return Loads::load(p + j); });
+    const auto add_step = [&](const float* query, const auto& load) HWY_ATTR {
+      Vector r0 = hn::Undefined(d), r1 = hn::Undefined(d), r2 = r0, r3 = r1;
+      Vector s0 = hn::Undefined(d), s1 = hn::Undefined(d), s2 = s0, s3 = s1;
+      load(block.rows[0], r0, s0);
+      load(block.rows[1], r1, s1);
+      load(block.rows[2], r2, s2);
+      load(block.rows[3], r3, s3);
+      add(query, r0, r1, r2, r3);
+      add(query + hn::Lanes(d), s0, s1, s2, s3);
+    };
+    const std::size_t step = Loads::step();
+    for (std::size_t j = 0; j < block.whole; j += step) {
+      add_step(block.queries + j, [at = block.begin + j](const T* row, Vector& a, Vector& b)
+                                      HWY_ATTR { Loads::load(row, at, a, b); });
     }
-    if (dim % lanes != 0) add([dim](const auto* p) HWY_ATTR { return Loads::load_rest(p, dim); });
-    store_sums(a0, a1, a2, a3, block.dots);
-    if constexpr (kQueries > 1) store_sums(b0, b1, b2, b3, block.dots + block.stride);
+    if (block.ends) {
+      add_step(block.queries + block.whole, [dim = block.dim](const T* row, Vector& a, Vector& b)
+                                                HWY_ATTR { Loads::load_rest(row, dim, a, b); });
+    }
+    const bool more = block.begin != 0;
+    store_sums(a0, a1, a2, a3, block.dots, more);
+    if constexpr (kQueries > 1) store_sums(b0, b1, b2, b3, block.dots + block.stride, more);
     if constexpr (kQueries > 2) {
-      store_sums(c0, c1, c2, c3, block.dots + 2 * block.stride);
-      store_sums(e0, e1, e2, e3, block.dots + 3 * block.stride);
+      store_sums(c0, c1, c2, c3, block.dots + 2 * block.stride, more);
+      store_sums(e0, e1, e2, e3, block.dots + 3 * block.stride, more);
     }
   }
 
@@ -160,15 +271,16 @@ class HighwayDots {
     s3 = hn::MulAdd(query, r3, s3);
   }
 
-  // The four sums of lanes. Where 128-bit blocks exist, transposing while adding takes a third of
-  // the shuffles that four separate sums take.
-  HWY_INLINE static void store_sums(Vector v0, Vector v1, Vector v2, Vector v3, float* to) {
+  // to = (more ? to : 0) + the four sums of lanes. Where 128-bit blocks exist, transposing while
+  // adding takes a third of the shuffles that four separate sums take.
+  HWY_INLINE static void store_sums(Vector v0, Vector v1, Vector v2, Vector v3, float* to,
+                                    bool more) {
     const Tag d;
 #if HWY_TARGET == HWY_SCALAR || HWY_HAVE_SCALABLE
-    to[0] = hn::GetLane(hn::SumOfLanes(d, v0));
-    to[1] = hn::GetLane(hn::SumOfLanes(d, v1));
-    to[2] = hn::GetLane(hn::SumOfLanes(d, v2));
-    to[3] = hn::GetLane(hn::SumOfLanes(d, v3));
+    to[0] = (more ? to[0] : 0.0F) + hn::GetLane(hn::SumOfLanes(d, v0));
+    to[1] = (more ? to[1] : 0.0F) + hn::GetLane(hn::SumOfLanes(d, v1));
+    to[2] = (more ? to[2] : 0.0F) + hn::GetLane(hn::SumOfLanes(d, v2));
+    to[3] = (more ? to[3] : 0.0F) + hn::GetLane(hn::SumOfLanes(d, v3));
 #else
     const hn::Repartition<std::uint64_t, Tag> d64;
     const auto low = hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1));
@@ -178,26 +290,26 @@ class HighwayDots {
     store_block_sum(d,
                     hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, low64, high64)),
                             hn::BitCast(d, hn::InterleaveUpper(d64, low64, high64))),
-                    to);
+                    to, more);
 #endif
   }
 
 #if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-  // The sum of the 128-bit blocks of v.
+  // to = (more ? to : 0) + the sum of the 128-bit blocks of v.
   template <class D, class V>
-  HWY_INLINE static void store_block_sum(D d, V v, float* to) {
+  HWY_INLINE static void store_block_sum(D d, V v, float* to, bool more) {
     if constexpr (hn::MaxLanes(D()) <= 4) {
-      hn::StoreU(v, d, to);
+      hn::StoreU(more ? hn::Add(v, hn::LoadU(d, to)) : v, d, to);
     } else {
       const hn::Half<D> half;
-      store_block_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+      store_block_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to, more);
     }
   }
 #endif
 };
 
-/// Weighted rows added to the sums of one, two or four heads: one or four rows per pass over the
-/// sums.
+/// Weighted rows added to the sums of one, two or four heads, one step of columns at a time:
+/// the sums stay in registers while all rows go by.
 template <class T>
 class HighwaySums {
   using Loads = HighwayLoads;
@@ -206,63 +318,154 @@ class HighwaySums {
 
  public:
   struct Block {
-    const T* const* rows = nullptr;  // [kRows]
-    std::size_t dim = 0;
-    const float* weights = nullptr;  // [kHeads] x kRows, `stride` apart
-    std::int64_t stride = 0;
-    float* sums = nullptr;  // [kHeads, dim]
+    const Rows<T>& rows;
+    const float* weights = nullptr;  // [kHeads, rows.count]
+    float* sums = nullptr;           // [kHeads, rows.dim]
+    bool first = true;               // of the groups of heads: prefetches
   };
 
-  /// kHeads is 1, 2 or 4, kRows 1 or 4.
-  template <int kHeads, int kRows>
+  template <int kHeads>
   HWY_INLINE static void add(const Block& block) {
-    const Tag d;
-    const std::size_t lanes = hn::Lanes(d);
-    const std::size_t rest = block.dim % lanes;
-    const std::size_t whole = block.dim - rest;
-    for (std::size_t j = 0; j < whole; j += lanes) {
-      add_column<kHeads, kRows>(
-          block, [j](const auto* p) HWY_ATTR { return Loads::load(p + j); },
-          [j, d](Vector v, float* p) HWY_ATTR { hn::StoreU(v, d, p + j); });
+    const std::size_t dim = static_cast<std::size_t>(block.rows.dim);
+    const std::size_t step = Loads::step();
+    const std::size_t whole = dim / step * step;
+    for (std::size_t j = 0; j < whole; j += step) {
+      add_columns<kHeads>(block, block.sums + j, dim, j,
+                          [j](const T* row, Vector& a, Vector& b)
+                              HWY_ATTR { Loads::load(row, j, a, b); });
     }
-    if (rest == 0) return;
-    add_column<kHeads, kRows>(
-        block, [=](const auto* p) HWY_ATTR { return Loads::load_first(p + whole, rest); },
-        [=](Vector v, float* p) HWY_ATTR {
-          HWY_ALIGN float padded[Loads::kMaxLanes];
-          hn::Store(v, Tag(), padded);
-          std::memcpy(p + whole, padded, rest * sizeof(float));
-        });
+    if (dim == whole) return;
+    // A window of columns that ends with the rows; a row's scalars there are 0 where they were
+    // added already. Sums of a row shorter than that get a place of their own.
+    HWY_ALIGN float padded[kHeads * Loads::kMaxStep] = {};
+    const bool is_short = dim < step;
+    float* window = is_short ? padded : block.sums + (dim - step);
+    if (is_short) copy_columns<kHeads>(block.sums, dim, padded, step, dim);
+    add_columns<kHeads>(block, window, is_short ? step : dim, whole,
+                        [dim](const T* row, Vector& a, Vector& b)
+                            HWY_ATTR { Loads::load_rest(row, dim, a, b); });
+    if (is_short) copy_columns<kHeads>(padded, step, block.sums, dim, dim);
   }
 
  private:
-  template <int kHeads, int kRows, class Load, class Store>
-  HWY_INLINE static void add_column(const Block& block, const Load& load, const Store& store) {
-    const Vector r0 = load(block.rows[0]);
-    Vector r1 = r0, r2 = r0, r3 = r0;
-    if constexpr (kRows > 1) {
-      r1 = load(block.rows[1]);
-      r2 = load(block.rows[2]);
-      r3 = load(block.rows[3]);
-    }
-    const auto add_head = [&](int head) HWY_ATTR {
-      const Tag d;
-      const float* weights = block.weights + head * block.stride;
-      float* sums = block.sums + static_cast<std::size_t>(head) * block.dim;
-      Vector sum = hn::MulAdd(hn::Set(d, weights[0]), r0, load(sums));
-      if constexpr (kRows > 1) {
-        sum = hn::MulAdd(hn::Set(d, weights[1]), r1, sum);
-        sum = hn::MulAdd(hn::Set(d, weights[2]), r2, sum);
-        sum = hn::MulAdd(hn::Set(d, weights[3]), r3, sum);
+  // Head g's sums of these columns begin at sums[g * stride].
+  template <int kHeads, class Load>
+  HWY_INLINE static void add_columns(const Block& block, float* sums, std::size_t stride,
+                                     std::size_t column, const Load& load) {
+    const Tag d;
+    const Vector none = hn::Undefined(d);
+    Vector a0 = none, a1 = none, a2 = none, a3 = none;
+    Vector b0 = none, b1 = none, b2 = none, b3 = none;
+    const auto each_head = [&](const auto& function) HWY_ATTR {
+      function(0U, a0, b0);
+      if constexpr (kHeads > 1) function(1U, a1, b1);
+      if constexpr (kHeads > 2) {
+        function(2U, a2, b2);
+        function(3U, a3, b3);
       }
-      store(sum, sums);
     };
-    add_head(0);
-    if constexpr (kHeads > 1) add_head(1);
-    if constexpr (kHeads > 2) {
-      add_head(2);
-      add_head(3);
+    each_head([=](std::size_t g, Vector& a, Vector& b)
+                  HWY_ATTR { Loads::load_like<T>(sums + g * stride, a, b); });
+    const int count = block.rows.count;
+    const float* weights = block.weights;
+    for (int i = 0; i < count; ++i) {
+      if (block.first)
+        prefetch_row(block.rows.next, i, row_bytes<T>(column),
+                     row_bytes<T>(column + Loads::step()));
+      Vector r = hn::Undefined(d);
+      Vector s = hn::Undefined(d);
+      load(block.rows.rows[i], r, s);
+      each_head([=](std::size_t g, Vector& a, Vector& b) HWY_ATTR {
+        const Vector w =
+            hn::Set(d, weights[static_cast<std::size_t>(count) * g + static_cast<std::size_t>(i)]);
+        a = hn::MulAdd(w, r, a);
+        b = hn::MulAdd(w, s, b);
+      });
     }
+    each_head([=](std::size_t g, Vector& a, Vector& b)
+                  HWY_ATTR { Loads::store_like<T>(a, b, sums + g * stride); });
+  }
+
+  template <int kHeads>
+  HWY_INLINE static void copy_columns(const float* from, std::size_t from_stride, float* to,
+                                      std::size_t to_stride, std::size_t count) {
+    for (std::size_t g = 0; g < kHeads; ++g) {
+      std::memcpy(to + g * to_stride, from + g * from_stride, count * sizeof(float));
+    }
+  }
+};
+
+/// Products of up to eight vectors with a panel of rows, two registers of rows at a time.
+class HighwayPanel {
+  using Tag = HighwayLoads::Tag;
+  using Vector = HighwayLoads::Vector;
+
+ public:
+  struct Block {
+    const float* panel = nullptr;    // [dim, kPanel]
+    const float* vectors = nullptr;  // [kVectors, dim]
+    std::size_t dim = 0;
+    float* out = nullptr;  // [kVectors] x kPanel, `stride` apart
+    std::size_t stride = 0;
+    std::size_t rows = 0;  // of the panel that there are
+  };
+
+  template <int kVectors>
+  HWY_INLINE static void multiply(const Block& block) {
+    const Tag d;
+    const std::size_t lanes = hn::Lanes(d);
+    for (std::size_t first = 0; first < block.rows; first += 2 * lanes) {
+      multiply_two<kVectors>(block, first);
+    }
+  }
+
+ private:
+  template <int kVectors>
+  HWY_INLINE static void multiply_two(const Block& block, std::size_t first) {
+    const Tag d;
+    const Vector zero = hn::Zero(d);
+    Vector a0 = zero, a1 = zero, a2 = zero, a3 = zero, a4 = zero, a5 = zero, a6 = zero, a7 = zero;
+    Vector b0 = zero, b1 = zero, b2 = zero, b3 = zero, b4 = zero, b5 = zero, b6 = zero, b7 = zero;
+    const auto each_vector = [&](const auto& function) HWY_ATTR {
+      function(0U, a0, b0);
+      if constexpr (kVectors > 1) function(1U, a1, b1);
+      if constexpr (kVectors > 2) {
+        function(2U, a2, b2);
+        function(3U, a3, b3);
+      }
+      if constexpr (kVectors > 4) {
+        function(4U, a4, b4);
+        function(5U, a5, b5);
+      }
+      if constexpr (kVectors > 6) {
+        function(6U, a6, b6);
+        function(7U, a7, b7);
+      }
+    };
+    const float* panel = block.panel + first;
+    for (std::size_t j = 0; j < block.dim; ++j) {
+      const Vector r = hn::LoadU(d, panel + j * Panels::kPanel);
+      const Vector s = hn::LoadU(d, panel + j * Panels::kPanel + hn::Lanes(d));
+      each_vector([=, &block](std::size_t v, Vector& a, Vector& b) HWY_ATTR {
+        const Vector x = hn::Set(d, block.vectors[v * block.dim + j]);
+        a = hn::MulAdd(x, r, a);
+        b = hn::MulAdd(x, s, b);
+      });
+    }
+    each_vector([=, &block](std::size_t v, Vector& a, Vector& b) HWY_ATTR {
+      store(block, first, a, block.out + v * block.stride);
+      store(block, first + hn::Lanes(d), b, block.out + v * block.stride);
+    });
+  }
+
+  // Products with rows [first, first + Lanes()), as far as there are such rows.
+  HWY_INLINE static void store(const Block& block, std::size_t first, Vector products, float* out) {
+    const Tag d;
+    if (first + hn::Lanes(d) <= block.rows) return hn::StoreU(products, d, out + first);
+    if (first >= block.rows) return;
+    HWY_ALIGN float padded[HighwayLoads::kMaxStep];
+    hn::Store(products, d, padded);
+    std::memcpy(out + first, padded, (block.rows - first) * sizeof(float));
   }
 };
 
@@ -272,32 +475,43 @@ class HighwaySums {
 struct HighwayOps {
   template <class T>
   static HWY_ATTR void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
-    for (int i = 0; i < rows.count; i += 4) {
-      const int count = rows.count - i < 4 ? rows.count - i : 4;
-      typename HighwayDots<T>::Block block{
-          .rows = {}, .dim = static_cast<std::size_t>(rows.dim), .stride = rows.count};
-      // Short of rows, the last one is multiplied again and the product dropped.
-      for (int r = 0; r < 4; ++r) block.rows[r] = rows.rows[i + (r < count ? r : count - 1)];
-      for (int g = 0; g < group;) {
-        block.queries = queries + std::int64_t{g} * rows.dim;
-        block.dots = dots + std::int64_t{g} * rows.count + i;
-        g += count == 4 ? dot_heads(block, group - g) : dot_few(block, group - g, count);
+    HighwayQueries<T> arranged;
+    const auto dim = static_cast<std::size_t>(rows.dim);
+    for (int g = 0; g < group; g += 4) {
+      const int heads = group - g < 4 ? group - g : 4;
+      for (std::size_t begin = 0; begin < dim; begin += HighwayQueries<T>::kChunk) {
+        arranged.arrange(queries + std::int64_t{g} * rows.dim, heads, dim, begin);
+        dot_chunk(rows, arranged, heads, dots + std::int64_t{g} * rows.count,
+                  g == 0 && begin == 0 ? rows.next : nullptr);
       }
     }
   }
 
   template <class T>
   static HWY_ATTR void add_rows(const Rows<T>& rows, const float* weights, int group, float* sums) {
-    for (int i = 0; i < rows.count;) {
-      const bool four = rows.count - i >= 4;
-      typename HighwaySums<T>::Block block{
-          .rows = rows.rows + i, .dim = static_cast<std::size_t>(rows.dim), .stride = rows.count};
-      for (int g = 0; g < group;) {
-        block.weights = weights + std::int64_t{g} * rows.count + i;
-        block.sums = sums + std::int64_t{g} * rows.dim;
-        g += four ? add_heads<T, 4>(block, group - g) : add_heads<T, 1>(block, group - g);
+    if (rows.count == 0) return;
+    for (int g = 0; g < group;) {
+      const typename HighwaySums<T>::Block block{.rows = rows,
+                                                 .weights = weights + std::int64_t{g} * rows.count,
+                                                 .sums = sums + std::int64_t{g} * rows.dim,
+                                                 .first = g == 0};
+      g += add_heads<T>(block, group - g);
+    }
+  }
+
+  static HWY_ATTR void project(const Panels& panels, const float* vectors, int count, float* out) {
+    const auto dim = static_cast<std::size_t>(panels.dim);
+    for (int p = 0; p < panels.count; p += Panels::kPanel) {
+      const int rows = panels.count - p < Panels::kPanel ? panels.count - p : Panels::kPanel;
+      HighwayPanel::Block block{.panel = panels.data + Panels::place(p, 0, panels.dim),
+                                .dim = dim,
+                                .stride = static_cast<std::size_t>(panels.count),
+                                .rows = static_cast<std::size_t>(rows)};
+      for (int v = 0; v < count;) {
+        block.vectors = vectors + std::int64_t{v} * panels.dim;
+        block.out = out + std::int64_t{v} * panels.count + p;
+        v += project_few(block, count - v);
       }
-      i += four ? 4 : 1;
     }
   }
 
@@ -370,13 +584,38 @@ struct HighwayOps {
   using Tag = HighwayLoads::Tag;
   using Vector = HighwayLoads::Vector;
 
-  // Four queries by four rows need some 22 registers, two by four 14.
+  // Four queries by four rows need some 24 registers, two by four 14.
   static constexpr bool kManyRegisters =
       HWY_TARGET <= HWY_AVX3 || (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_EMU128);
 
+  // Inner products of all rows with up to four queries over one chunk of dimensions.
+  template <class T>
+  HWY_INLINE static void dot_chunk(const Rows<T>& rows, const HighwayQueries<T>& queries, int heads,
+                                   float* dots, const Rows<T>* next) {
+    typename HighwayDots<T>::Block block{.rows = {},
+                                         .dim = static_cast<std::size_t>(rows.dim),
+                                         .begin = queries.begin,
+                                         .whole = queries.whole,
+                                         .ends = queries.ends};
+    for (int i = 0; i < rows.count; i += 4) {
+      const int count = rows.count - i < 4 ? rows.count - i : 4;
+      // Short of rows, the last one is multiplied again and the product dropped.
+      for (int r = 0; r < 4; ++r) block.rows[r] = rows.rows[i + (r < count ? r : count - 1)];
+      for (int r = 0; r < count && next != nullptr; ++r) {
+        prefetch_row(next, i + r, 0, row_bytes<T>(static_cast<std::size_t>(next->dim)));
+      }
+      for (int g = 0; g < heads;) {
+        block.queries = queries.data + static_cast<std::size_t>(g) * HighwayQueries<T>::kStride;
+        block.dots = dots + std::int64_t{g} * rows.count + i;
+        block.stride = rows.count;
+        g += count == 4 ? dot_heads(block, heads - g) : dot_few(block, heads - g, count);
+      }
+    }
+  }
+
   // Each takes as many heads as it can and returns how many.
   template <class Block>
-  static HWY_ATTR int dot_heads(const Block& block, int heads) {
+  HWY_INLINE static int dot_heads(const Block& block, int heads) {
     using T = std::remove_cv_t<std::remove_pointer_t<std::remove_extent_t<decltype(block.rows)>>>;
     if (kManyRegisters && heads >= 4) return HighwayDots<T>::template compute<4>(block), 4;
     if (heads >= 2) return HighwayDots<T>::template compute<2>(block), 2;
@@ -385,24 +624,36 @@ struct HighwayOps {
 
   // The same where only the first `count` of the four products are wanted.
   template <class Block>
-  static HWY_ATTR int dot_few(Block block, int heads, int count) {
-    float dots[4 * 4];
+  HWY_INLINE static int dot_few(Block block, int heads, int count) {
+    float dots[4 * 4] = {};
     float* to = block.dots;
     const std::int64_t stride = block.stride;
     block.dots = dots;
     block.stride = 4;
+    const bool more = block.begin != 0;
     const int done = dot_heads(block, heads);
     for (int g = 0; g < done; ++g) {
-      for (int i = 0; i < count; ++i) to[g * stride + i] = dots[g * 4 + i];
+      for (int i = 0; i < count; ++i) {
+        float& dot = to[g * stride + i];
+        dot = (more ? dot : 0.0F) + dots[g * 4 + i];
+      }
     }
     return done;
   }
 
-  template <class T, int kRows>
-  static HWY_ATTR int add_heads(const typename HighwaySums<T>::Block& block, int heads) {
-    if (kManyRegisters && heads >= 4) return HighwaySums<T>::template add<4, kRows>(block), 4;
-    if (heads >= 2) return HighwaySums<T>::template add<2, kRows>(block), 2;
-    return HighwaySums<T>::template add<1, kRows>(block), 1;
+  HWY_INLINE static int project_few(const HighwayPanel::Block& block, int vectors) {
+    if (kManyRegisters && vectors >= 8) return HighwayPanel::multiply<8>(block), 8;
+    if (vectors >= 6) return HighwayPanel::multiply<6>(block), 6;
+    if (vectors >= 4) return HighwayPanel::multiply<4>(block), 4;
+    if (vectors >= 2) return HighwayPanel::multiply<2>(block), 2;
+    return HighwayPanel::multiply<1>(block), 1;
+  }
+
+  template <class T>
+  HWY_INLINE static int add_heads(const typename HighwaySums<T>::Block& block, int heads) {
+    if (heads >= 4) return HighwaySums<T>::template add<4>(block), 4;
+    if (heads >= 2) return HighwaySums<T>::template add<2>(block), 2;
+    return HighwaySums<T>::template add<1>(block), 1;
   }
 
   // x = function(x, lanes of x that count), vector by vector.
@@ -416,8 +667,9 @@ struct HighwayOps {
       hn::StoreU(function(hn::LoadU(d, x + i), lanes), d, x + i);
     }
     if (rest == 0) return;
-    HWY_ALIGN float padded[HighwayLoads::kMaxLanes];
-    hn::Store(function(HighwayLoads::load_first(x + whole, rest), rest), d, padded);
+    HWY_ALIGN float padded[HighwayLoads::kMaxStep] = {};
+    std::memcpy(padded, x + whole, rest * sizeof(float));
+    hn::Store(function(hn::Load(d, padded), rest), d, padded);
     std::memcpy(x + whole, padded, rest * sizeof(float));
   }
 

@@ -23,7 +23,7 @@ struct ScalarOps {
         const T* row = rows.rows[i];
         double sum = 0.0;
         for (int j = 0; j < rows.dim; ++j) {
-          sum += static_cast<double>(query[j]) * static_cast<double>(to_float(row[j]));
+          sum += static_cast<double>(query[j]) * static_cast<double>(scalar_at(row, j));
         }
         dots[std::int64_t{g} * rows.count + i] = static_cast<float>(sum);
       }
@@ -37,7 +37,21 @@ struct ScalarOps {
       for (int i = 0; i < rows.count; ++i) {
         const T* row = rows.rows[i];
         const float weight = weights[std::int64_t{g} * rows.count + i];
-        for (int j = 0; j < rows.dim; ++j) sum[j] += weight * to_float(row[j]);
+        for (int j = 0; j < rows.dim; ++j) sum[j] += weight * scalar_at(row, j);
+      }
+    }
+  }
+
+  static void project(const Panels& panels, const float* vectors, int count, float* out) {
+    for (int v = 0; v < count; ++v) {
+      const float* vector = vectors + std::int64_t{v} * panels.dim;
+      for (int p = 0; p < panels.count; ++p) {
+        double sum = 0.0;
+        for (int j = 0; j < panels.dim; ++j) {
+          sum += static_cast<double>(vector[j]) *
+                 static_cast<double>(panels.data[Panels::place(p, j, panels.dim)]);
+        }
+        out[std::int64_t{v} * panels.count + p] = static_cast<float>(sum);
       }
     }
   }

@@ -43,7 +43,8 @@ struct HashConfig {
 /// `Planes::draw(config, planes)` fills planes [K * L, dim]. For planes of uniform direction
 /// P(bit equal) = 1 - angle / pi; bits of one table must be independent of each other, so that a
 /// table collides with the K-th power of that, and tables of each other for the rule to be
-/// binomial. Memory: 4 K L (dim + 2) bytes. Projections of two backends differ by rounding, and so
+/// binomial. Memory: 4 K L dim bytes, K L rounded up
+/// to a multiple of 32. Projections of two backends differ by rounding, and so
 /// do codes where a projection is within rounding of 0.
 /// Source: Charikar 2002 (SimHash); Chen et al. 2024, section 4.
 template <class Planes>
@@ -65,23 +66,25 @@ class SignProjection {
     }
     SignProjection family(config);
     const auto count = static_cast<std::size_t>(family.plane_count());
-    if (!family.planes_.resize(count * static_cast<std::size_t>(config.dim)) ||
-        !family.rows_.resize(count) || !Planes::draw(config, family.planes_.data())) {
+    Buffer<float> planes;
+    if (!planes.resize(count * static_cast<std::size_t>(config.dim)) ||
+        !family.panels_.resize(Panels::size(family.plane_count(), config.dim)) ||
+        !Planes::draw(config, planes.data())) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %zu planes of dimension %d",
                            count, config.dim);
     }
-    for (std::size_t i = 0; i < count; ++i) {
-      family.rows_.data()[i] = family.planes_.data() + i * static_cast<std::size_t>(config.dim);
-    }
+    family.fill_panels(planes.data());
     return family;
   }
 
   [[nodiscard]] int dim() const { return config_.dim; }
   [[nodiscard]] int bits() const { return config_.bits; }
   [[nodiscard]] int tables() const { return config_.tables; }
-  [[nodiscard]] std::size_t bytes() const { return planes_.bytes() + rows_.bytes(); }
-  /// [K * L, dim], plane b * L + l gives bit b in table l.
-  [[nodiscard]] std::span<const float> planes() const { return planes_.span(); }
+  [[nodiscard]] std::size_t bytes() const { return panels_.bytes(); }
+  /// Scalar j of plane b * L + l, which gives bit b in table l.
+  [[nodiscard]] float plane(int number, int j) const {
+    return panels_.data()[Panels::place(number, j, config_.dim)];
+  }
 
   /// P(two codes in one table differ in at most `radius` bits) for vectors at `cosine`.
   [[nodiscard]] double table_collision(double cosine, int radius) const {
@@ -98,8 +101,8 @@ class SignProjection {
   /// vectors [count, dim] -> codes [count, tables]; count in [0, kHashBatch].
   template <class Ops>
   void hash(const float* vectors, int count, Code* codes, float* scratch) const {
-    const Rows<float> planes{.rows = rows_.data(), .count = plane_count(), .dim = config_.dim};
-    Ops::dot_rows(planes, vectors, count, scratch);
+    Ops::project({.data = panels_.data(), .count = plane_count(), .dim = config_.dim}, vectors,
+                 count, scratch);
     for (int v = 0; v < count; ++v) {
       pack(scratch + std::int64_t{v} * plane_count(), codes + std::int64_t{v} * config_.tables);
     }
@@ -109,6 +112,16 @@ class SignProjection {
   explicit SignProjection(const HashConfig& config) : config_(config) {}
 
   [[nodiscard]] int plane_count() const { return config_.bits * config_.tables; }
+
+  void fill_panels(const float* planes) {
+    for (std::size_t i = 0; i < panels_.size(); ++i) panels_.data()[i] = 0.0F;
+    for (int p = 0; p < plane_count(); ++p) {
+      for (int j = 0; j < config_.dim; ++j) {
+        panels_.data()[Panels::place(p, j, config_.dim)] =
+            planes[std::int64_t{p} * config_.dim + j];
+      }
+    }
+  }
 
   void pack(const float* projections, Code* codes) const {
     for (int l = 0; l < config_.tables; ++l) codes[l] = 0;
@@ -121,8 +134,7 @@ class SignProjection {
   }
 
   HashConfig config_;
-  Buffer<float> planes_;
-  Buffer<const float*> rows_;
+  Buffer<float> panels_;  // [K * L, dim] as Panels lays them out
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -277,7 +277,7 @@ class BucketTables {
       for (int j = 0; j < dim(); ++j) sums[j] = 0.0;
       for (TokenId t = change.tokens.begin; t < change.tokens.end; ++t) {
         const auto* key = source.key(h, t);
-        for (int j = 0; j < dim(); ++j) sums[j] += static_cast<double>(to_float(key[j]));
+        for (int j = 0; j < dim(); ++j) sums[j] += static_cast<double>(scalar_at(key, j));
       }
       for (int j = 0; j < dim(); ++j) {
         centres_.data()[std::int64_t{h} * dim() + j] =
@@ -330,7 +330,7 @@ class BucketTables {
     for (TokenId t = tokens.begin; t < tokens.end; ++t) {
       const auto* key = source.key(kv_head, t);
       for (int j = 0; j < dim(); ++j) {
-        if (!std::isfinite(to_float(key[j]))) return t;
+        if (!std::isfinite(scalar_at(key, j))) return t;
       }
     }
     return suspect;
@@ -374,7 +374,7 @@ class BucketTables {
   float centre_key(const T* key, const float* centre_row, float* out) const {
     double sum = 0.0;
     for (int j = 0; j < dim(); ++j) {
-      out[j] = to_float(key[j]) - centre_row[j];
+      out[j] = scalar_at(key, j) - centre_row[j];
       sum += static_cast<double>(out[j]) * static_cast<double>(out[j]);
     }
     return static_cast<float>(::sqrt(sum));
