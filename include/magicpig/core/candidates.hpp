@@ -23,26 +23,34 @@ struct QueryGroup {
   [[nodiscard]] std::uint32_t everyone() const { return ~0U >> (kMaxGroup - count); }
 };
 
-/// Part of a candidate list: candidates [first, first + count) as seen by query head `head` of the
-/// group, with their inner products.
+/// Part of a candidate list: candidates [first, first + count) as seen by query heads
+/// [head, head + heads) of the group, with their inner products.
 struct CandidateTile {
   const TokenId* tokens = nullptr;  ///< [count]
-  const float* dots = nullptr;      ///< [count], q.k of this head, unscaled
+  const float* dots = nullptr;      ///< [heads, count], q.k, unscaled
   int first = 0;
   int count = 0;
   int head = 0;
+  int heads = 1;
 };
 
 /// Gives log pi of the candidates of a tile: the natural log of the probability, over the sampler's
-/// randomness, that this query head draws the token. Known before the gather (an array) or only
+/// randomness, that a query head draws the token. Known before the gather (an array) or only
 /// once the inner product is (a curve of the cosine); the estimator cannot tell which. kAnyToken
 /// says that it holds for tokens that were not drawn, too.
 template <class I, class Ops>
 concept InclusionOver = requires(const I& inclusion, const CandidateTile& tile,
-                                 float* log_pi /* [tile.count] */) {
+                                 float* log_pi /* [heads, count] */) {
   { I::kAnyToken } -> std::convertible_to<bool>;
   inclusion.template log_probability<Ops>(tile, log_pi);
 };
+
+/// Brings into cache what log_probability() will read for these tokens, where the inclusion can
+/// say.
+template <class Inclusion>
+void prefetch_inclusion(const Inclusion& inclusion, const TokenId* tokens, int count) {
+  if constexpr (requires { inclusion.prefetch(tokens, count); }) inclusion.prefetch(tokens, count);
+}
 
 /// Tokens to read beside the exact ones, with their inclusion probabilities.
 template <class I>
@@ -63,8 +71,10 @@ struct KnownInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    const float* own = log_pi + tile.head * stride + tile.first;
-    for (int i = 0; i < tile.count; ++i) out[i] = own[i];
+    for (int g = 0; g < tile.heads; ++g) {
+      const float* own = log_pi + (tile.head + g) * stride + tile.first;
+      for (int i = 0; i < tile.count; ++i) out[std::int64_t{g} * tile.count + i] = own[i];
+    }
   }
 };
 
@@ -75,7 +85,7 @@ struct ConstantInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    for (int i = 0; i < tile.count; ++i) out[i] = log_pi;
+    for (int i = 0; i < tile.heads * tile.count; ++i) out[i] = log_pi;
   }
 };
 

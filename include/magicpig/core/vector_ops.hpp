@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstddef>
 
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/version.hpp"
 
@@ -20,22 +21,12 @@ struct Rows {
   const Rows* next = nullptr;  ///< rows wanted soon, to be brought into cache meanwhile, or null
 };
 
-/// Asks for bytes [begin, end) of row i, if there are such rows and such a row. Must be inlined:
-/// GCC takes a function that does nothing but prefetch for one without effect, and drops the call.
+/// Asks for bytes [begin, end) of row i, if there are such rows and such a row.
 template <class T>
-#if defined(__GNUC__)
-[[gnu::always_inline]]
-#endif
-inline void
-prefetch_row(const Rows<T>* rows, int i, std::size_t begin, std::size_t end) {
-#if defined(__GNUC__)
+MAGICPIG_ALWAYS_INLINE void prefetch_row(const Rows<T>* rows, int i, std::size_t begin,
+                                         std::size_t end) {
   if (rows == nullptr || i >= rows->count) return;
-  constexpr std::size_t kLine = 64;
-  const char* row = reinterpret_cast<const char*>(rows->rows[i]);
-  for (std::size_t at = begin; at < end; at += kLine) __builtin_prefetch(row + at);
-#else
-  (void)rows, (void)i, (void)begin, (void)end;
-#endif
+  prefetch_far(reinterpret_cast<const char*>(rows->rows[i]) + begin, end - begin);
 }
 
 /// Vectors that many others are multiplied with: row p, scalar j at

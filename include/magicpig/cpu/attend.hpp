@@ -57,7 +57,7 @@ struct AttendScratch {
     const auto outputs = heads * static_cast<std::size_t>(value_dim);
     return {.weights = arena.take<float>(heads * kAttendTile),
             .log_pi = arena.take<float>(heads * kAttendTile),
-            .correction = arena.take<float>(kAttendTile),
+            .correction = arena.take<float>(heads * kAttendTile),
             .spread = arena.take<float>(heads * kAttendTile),
             .recent = arena.take<float>(outputs),
             .values = arena.take<double>(outputs),
@@ -115,20 +115,25 @@ class Attend {
     const TokenId* tokens = candidates.tokens.data();
     const auto total = static_cast<int>(candidates.tokens.size());
     const auto token_at = [&](int i) { return tokens[i]; };
+    prefetch_inclusion(candidates.inclusion, tokens, total < kTile ? total : kTile);
     for_each_tile(total, token_at, [&](int first, int count) {
-      for (int g = 0; g < in_.queries.count; ++g) {
-        float* dots = s_.weights + std::int64_t{g} * count;
-        float* log_pi = s_.log_pi + std::int64_t{g} * count;
-        candidates.inclusion.template log_probability<Ops>(
-            {.tokens = tokens + first, .dots = dots, .first = first, .count = count, .head = g},
-            log_pi);
-        for (int i = 0; i < count; ++i) s_.correction[i] = log_pi[i];
-        estimator.template log_weight<Ops>(s_.correction, count);
-        for (int i = 0; i < count; ++i) dots[i] = dots[i] * in_.scale + s_.correction[i];
-        if (!candidates.members.empty()) {
-          drop_others(candidates.members.data() + first, g, count, dots);
-        }
+      const int next = first + count;
+      prefetch_inclusion(candidates.inclusion, tokens + next,
+                         total - next < kTile ? total - next : kTile);
+      const int all = in_.queries.count * count;
+      candidates.inclusion.template log_probability<Ops>({.tokens = tokens + first,
+                                                          .dots = s_.weights,
+                                                          .first = first,
+                                                          .count = count,
+                                                          .head = 0,
+                                                          .heads = in_.queries.count},
+                                                         s_.log_pi);
+      for (int i = 0; i < all; ++i) s_.correction[i] = s_.log_pi[i];
+      estimator.template log_weight<Ops>(s_.correction, all);
+      for (int i = 0; i < all; ++i) {
+        s_.weights[i] = s_.weights[i] * in_.scale + s_.correction[i];
       }
+      if (!candidates.members.empty()) drop_others(candidates.members.data() + first, count);
       absorb(count);
       if (in_.report) account(candidates.members, first, count);
     });
@@ -200,9 +205,12 @@ class Attend {
   }
 
   // Candidates that only other heads drew get weight 0.
-  static void drop_others(const std::uint32_t* members, int g, int count, float* logits) {
-    for (int i = 0; i < count; ++i) {
-      if (((members[i] >> g) & 1U) == 0) logits[i] = kEmptyLse;
+  void drop_others(const std::uint32_t* members, int count) {
+    for (int g = 0; g < in_.queries.count; ++g) {
+      float* logits = s_.weights + std::int64_t{g} * count;
+      for (int i = 0; i < count; ++i) {
+        if (((members[i] >> g) & 1U) == 0) logits[i] = kEmptyLse;
+      }
     }
   }
 

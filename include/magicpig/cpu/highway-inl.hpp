@@ -369,9 +369,10 @@ class HighwaySums {
     const int count = block.rows.count;
     const float* weights = block.weights;
     for (int i = 0; i < count; ++i) {
-      if (block.first)
+      if (block.first) {
         prefetch_row(block.rows.next, i, row_bytes<T>(column),
                      row_bytes<T>(column + Loads::step()));
+      }
       Vector r = hn::Undefined(d);
       Vector s = hn::Undefined(d);
       load(block.rows.rows[i], r, s);

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "magicpig/core/buffer.hpp"
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/hash/family.hpp"
 #include "magicpig/version.hpp"
@@ -31,6 +32,11 @@ class Segment {
     const std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
     const std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
     return {ids + offsets[code], ids + offsets[code + 1]};
+  }
+
+  /// Asks for what bucket() reads.
+  MAGICPIG_ALWAYS_INLINE void prefetch_offsets(int table, int code) const {
+    prefetch(offsets_.data() + std::int64_t{table} * (buckets_ + 1) + code);
   }
 
   /// Room for `tables` tables of `tokens` tokens, contents undefined. False when memory is short.

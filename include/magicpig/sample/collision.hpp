@@ -13,6 +13,7 @@
 
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/estimate/curve.hpp"
@@ -20,6 +21,7 @@
 #include "magicpig/hash/family.hpp"
 #include "magicpig/hash/hamming_ball.hpp"
 #include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/index/bucket_walk.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -37,13 +39,22 @@ struct CosineInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    const float shift = query_centre[tile.head];
-    const float inverse = inverse_norm[tile.head];
     for (int i = 0; i < tile.count; ++i) {
       const float norm = norms[tile.tokens[i] - first_token];
-      out[i] = norm > 0.0F ? (tile.dots[i] - shift) * inverse / norm : 0.0F;
+      const float inverse = norm > 0.0F ? 1.0F / norm : 0.0F;
+      for (int g = 0; g < tile.heads; ++g) {
+        const std::int64_t at = std::int64_t{g} * tile.count + i;
+        const int head = tile.head + g;
+        out[at] = (tile.dots[at] - query_centre[head]) * (inverse_norm[head] * inverse);
+      }
     }
-    Ops::interpolate(curve, out, tile.count);
+    Ops::interpolate(curve, out, tile.heads * tile.count);
+  }
+
+  void prefetch(const TokenId* tokens, int count) const {
+    for (int i = 0; i < count; ++i) {
+      magicpig::prefetch(norms + (tokens[i] - first_token));
+    }
   }
 };
 
@@ -94,8 +105,8 @@ class Collisions {
   struct Scratch {
     Code* codes = nullptr;             // [group, L]
     float* projections = nullptr;      // scratch of the family
-    std::uint8_t* counters = nullptr;  // [kMaxSegmentTokens]
-    std::uint64_t* drawn = nullptr;    // [group, kWords] bit sets over a segment
+    std::uint64_t* seen = nullptr;     // [t - 1, kWords] bit sets over a segment
+    std::uint64_t* drawn = nullptr;    // [group, kWords]
     float* query_centre = nullptr;     // [group]
     float* inverse_norm = nullptr;     // [group]
     TokenId* tokens = nullptr;         // [limits.tokens]
@@ -107,7 +118,7 @@ class Collisions {
     const auto tokens = static_cast<std::size_t>(limits.tokens);
     return {.codes = arena.take<Code>(group * static_cast<std::size_t>(tables_)),
             .projections = arena.take<float>(group * projections_per_vector_),
-            .counters = arena.take<std::uint8_t>(kMaxSegmentTokens),
+            .seen = arena.take<std::uint64_t>(seen_sets() * kWords),
             .drawn = arena.take<std::uint64_t>(group * kWords),
             .query_centre = arena.take<float>(group),
             .inverse_norm = arena.take<float>(group),
@@ -123,14 +134,19 @@ class Collisions {
     index.family().template hash<Ops>(queries.data, queries.count, scratch.codes,
                                       scratch.projections);
     measure_queries(queries, index.centre(input.kv_head), scratch);
+    BucketWalk<BucketTables<Family>> walk({.index = index,
+                                           .kv_head = input.kv_head,
+                                           .codes = scratch.codes,
+                                           .queries = queries.count,
+                                           .tables = tables_,
+                                           .masks = ball_.masks()});
     std::size_t count = 0;
     for (int s = 0; s < index.segment_count(); ++s) {
-      const Segment& segment = index.segment(s, input.kv_head);
+      const int tokens = index.segment(s, input.kv_head).tokens();
       for (int g = 0; g < queries.count; ++g) {
-        collide(segment, scratch.codes + std::int64_t{g} * tables_, scratch.counters,
-                scratch.drawn + std::int64_t{g} * kWords);
+        collide(walk, tokens, scratch.seen, scratch.drawn + std::int64_t{g} * kWords);
       }
-      count += emit(segment.tokens(), index.segment_begin(s), queries.count, scratch, count);
+      count += emit(tokens, index.segment_begin(s), queries.count, scratch, count);
     }
     return {.tokens = {scratch.tokens, count},
             .members = {scratch.members, count},
@@ -169,19 +185,47 @@ class Collisions {
     }
   }
 
-  // Marks in `drawn` the tokens of a segment that collide at least t times. The counter of a token
-  // may wrap after 256 collisions; it was marked long before.
-  void collide(const Segment& segment, const Code* codes, std::uint8_t* counters,
-               std::uint64_t* drawn) const {
-    std::memset(drawn, 0, kWords * sizeof *drawn);
-    std::memset(counters, 0, static_cast<std::size_t>(segment.tokens()));
-    const auto enough = static_cast<std::uint8_t>(config_.min_collisions);
-    for (int table = 0; table < tables_; ++table) {
-      for (const Code mask : ball_.masks()) {
-        for (const std::uint16_t id : segment.bucket(table, codes[table] ^ mask)) {
-          if (++counters[id] == enough) drawn[id / 64] |= std::uint64_t{1} << (id % 64);
-        }
+  // Bit sets of tokens that collided once, and twice, beside those that are drawn.
+  [[nodiscard]] std::size_t seen_sets() const {
+    return static_cast<std::size_t>(config_.min_collisions - 1);
+  }
+
+  // Marks in `drawn` the tokens that collide at least t times with the walk's next query. Counters
+  // of one bit per count fit the first-level cache for a whole segment, and need no branch.
+  template <class Walk>
+  void collide(Walk& walk, int segment_tokens, std::uint64_t* seen, std::uint64_t* drawn) const {
+    const auto words = static_cast<std::size_t>(segment_tokens + 63) / 64;
+    for (std::size_t set = 0; set < seen_sets(); ++set) {
+      std::memset(seen + set * kWords, 0, words * sizeof *seen);
+    }
+    std::memset(drawn, 0, words * sizeof *drawn);
+    const std::size_t buckets = static_cast<std::size_t>(tables_) * ball_.masks().size();
+    for (std::size_t b = 0; b < buckets; ++b) {
+      if (config_.min_collisions == 1) count<1>(walk.next(), seen, drawn);
+      if (config_.min_collisions == 2) count<2>(walk.next(), seen, drawn);
+      if (config_.min_collisions == 3) count<3>(walk.next(), seen, drawn);
+    }
+  }
+
+  template <int kAtLeast>
+  MAGICPIG_ALWAYS_INLINE static void count(std::span<const std::uint16_t> ids, std::uint64_t* seen,
+                                           std::uint64_t* drawn) {
+    std::uint64_t* once = seen;
+    std::uint64_t* twice = seen + kWords;
+    for (const std::uint16_t id : ids) {
+      const std::size_t word = id / 64;
+      std::uint64_t bit = std::uint64_t{1} << (id % 64);
+      if constexpr (kAtLeast > 1) {
+        const std::uint64_t before = once[word];
+        once[word] = before | bit;
+        bit &= before;
       }
+      if constexpr (kAtLeast > 2) {
+        const std::uint64_t before = twice[word];
+        twice[word] = before | bit;
+        bit &= before;
+      }
+      drawn[word] |= bit;
     }
   }
 
