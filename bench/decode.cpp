@@ -2,13 +2,16 @@
 // Times one decode step of one layer, whole (decode/...) and by stage (stage/...).
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <string>
 #include <vector>
 
 #include "magicpig/attention.hpp"
+#include "published.hpp"
 #include "stages.hpp"
 #include "workload.hpp"
 
@@ -80,6 +83,97 @@ void tables(State& state, Harness& harness, const Run& run) {
   time_decode(state, workload, harness.pool(run.threads), sampler, rotation);
 }
 
+/// Ends the program unless `decode` draws the library's tokens and put out what it puts out.
+template <class T>
+void check_published(const Workload<T>& workload, const Collisions& sampler,
+                     const PublishedIndex& index, PublishedDecode<T>& decode,
+                     std::span<const float> out) {
+  SamplerScratch<Collisions> scratch(sampler, workload);
+  AttendMemory<T> memory(workload);
+  const int group = workload.shape().group;
+  const TokenRange middle = workload.middle();
+  for (int h = 0; h < kKvHeads; ++h) {
+    const auto input = workload.draw_input(0, h);
+    const auto drawn = sampler.draw<Ops>(input, *scratch);
+    for (int g = 0; g < group; ++g) {
+      std::vector<TokenId> ours;
+      for (std::size_t i = 0; i < drawn.tokens.size(); ++i) {
+        if (((drawn.members[i] >> g) & 1U) != 0) ours.push_back(drawn.tokens[i]);
+      }
+      const auto found = decode.draw(index, h * group + g, decode.head(0));
+      std::vector<TokenId> theirs(found.begin(), found.end());
+      std::sort(theirs.begin(), theirs.end());
+      if (ours != theirs) fail("the published algorithm and the library draw different tokens");
+    }
+    Attend<Ops, StridedKeyValues<T>> attend({.key_values = input.key_values,
+                                             .kv_head = h,
+                                             .queries = input.queries,
+                                             .scale = input.scale},
+                                            memory.scratch);
+    attend.add_exact({.begin = 0, .end = middle.begin});
+    attend.add_exact({.begin = middle.end, .end = workload.shape().tokens});
+    attend.add_candidates(drawn, SelfNormalised{});
+    attend.finish(memory.states.data(), nullptr, {});
+    const float* theirs = out.data() + std::ptrdiff_t{h} * group * workload.shape().head_dim;
+    double error = 0.0;
+    double square = 0.0;
+    for (std::size_t i = 0; i < memory.out.size(); ++i) {
+      error += std::pow(static_cast<double>(theirs[i] - memory.out[i]), 2);
+      square += std::pow(static_cast<double>(memory.out[i]), 2);
+    }
+    // Its formula cancels in float where u is small: a few times 1e-7 of u = 1e-4.
+    if (!(error <= 1e-4 * square))
+      fail("the published algorithm and the library put out different things");
+  }
+}
+
+/// Layers as make_rotation() counts them, with an index of 32-bit ids instead of the library's.
+template <class T>
+[[nodiscard]] Rotation published_rotation(Workload<T>& workload, const Collisions& sampler,
+                                          std::size_t index_bytes) {
+  Rotation rotation{.traffic = tables_traffic(workload, sampler)};
+  for (int h = 0; h < kKvHeads; ++h) rotation.traffic.bytes += table_bytes(workload, h);
+  const double wanted = 4.0 * static_cast<double>(last_level_cache());
+  const std::size_t each = workload.layer_bytes(false) + index_bytes;
+  const auto most = static_cast<int>(memory_cap() / each);
+  rotation.layers =
+      std::clamp(static_cast<int>(wanted / rotation.traffic.bytes) + 1, 1, std::max(1, most));
+  std::fprintf(stderr, "published: %d layers, %.0f MiB read between two uses of a layer\n",
+               rotation.layers, (rotation.layers - 1) * rotation.traffic.bytes / 1048576.0);
+  return rotation;
+}
+
+/// The published algorithm over indexes of its own, after a check that it draws what the library
+/// draws and puts out the same.
+template <class T>
+void published(State& state, Harness& harness, const Run& run) {
+  auto& workload = harness.workload<T>(run.shape);
+  const Collisions sampler = make_collisions(workload.family(), 2);
+  workload.make_indexes(1);
+  std::vector<PublishedIndex> indexes;
+  indexes.push_back(PublishedIndex::copy_of(workload.index(0)));
+  Rotation rotation = published_rotation(workload, sampler, indexes.front().bytes());
+  workload.make_layers(rotation.layers);
+  workload.make_norms(rotation.layers);
+  while (static_cast<int>(indexes.size()) < rotation.layers) {
+    indexes.push_back(PublishedIndex::copy_of(workload.index(0)));
+  }
+  PublishedDecode<T> decode(workload, run.threads);
+  std::vector<float> out(workload.queries().size());
+  ThreadPool& pool = harness.pool(run.threads);
+  decode.run(pool, 0, indexes[0], out);
+  check_published(workload, sampler, indexes[0], decode, out);
+  FastestIteration fastest;
+  for (auto _ : state) {
+    const int layer = workload.next_layer(rotation.layers);
+    fastest.start();
+    decode.run(pool, layer, indexes[static_cast<std::size_t>(layer)], out);
+    fastest.stop();
+    ::benchmark::ClobberMemory();
+  }
+  set_counters(state, rotation, fastest);
+}
+
 /// A method of decode/...: its name and how it is run. A new method is a function like the two
 /// above and a line in methods().
 template <class T>
@@ -89,8 +183,8 @@ struct Method {
 };
 
 template <class T>
-constexpr std::array<Method<T>, 2> methods() {
-  return {{{"exact", exact<T>}, {"tables", tables<T>}}};
+constexpr std::array<Method<T>, 3> methods() {
+  return {{{"exact", exact<T>}, {"tables", tables<T>}, {"published", published<T>}}};
 }
 
 template <class T>
