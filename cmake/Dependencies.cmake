@@ -42,6 +42,17 @@ function(magicpig_require_highway)
   include("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/HighwayHeaders.cmake")
 endfunction()
 
+# magicpig_has_highway_library(<out>): whether hwy::hwy is a library, which dispatch at run time needs.
+function(magicpig_has_highway_library out)
+  set(${out} FALSE PARENT_SCOPE)
+  if(TARGET hwy::hwy)
+    get_target_property(type hwy::hwy TYPE)
+    if(type MATCHES "^(STATIC|SHARED)_LIBRARY$")
+      set(${out} TRUE PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
+
 function(magicpig_require_eigen)
   magicpig_find_or_fetch(Eigen3 3.4.0 TARGET Eigen3::Eigen
     URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.bz2

@@ -32,6 +32,14 @@ if(MAGICPIG_NO_EXCEPTIONS)
   target_compile_options(magicpig_options INTERFACE -fno-exceptions -fno-rtti)
 endif()
 
+# magicpig_allow_avx512(<target> <PRIVATE|INTERFACE>): without false alarms in the compiler's own headers.
+function(magicpig_allow_avx512 target scope)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    # GCC bug 105593.
+    target_compile_options(${target} ${scope} -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+endfunction()
+
 # magicpig_set_arch(<target> <PRIVATE|INTERFACE> <arch>): -march, and what it needs to compile cleanly.
 function(magicpig_set_arch target scope arch)
   if(arch STREQUAL "")
@@ -51,10 +59,7 @@ function(magicpig_set_arch target scope arch)
     # Such as x86-64-v3: without this Highway would silently fall back to SSSE3.
     target_compile_definitions(${target} ${scope} HWY_DISABLE_PCLMUL_AES)
   endif()
-  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    # False alarms in the compiler's own AVX-512 headers (GCC bug 105593).
-    target_compile_options(${target} ${scope} -Wno-uninitialized -Wno-maybe-uninitialized)
-  endif()
+  magicpig_allow_avx512(${target} ${scope})
 endfunction()
 
 # magicpig_arch: MAGICPIG_ARCH for targets that do not choose an instruction set of their own.
