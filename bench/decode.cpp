@@ -38,10 +38,10 @@ template <class T, class Sampler>
 void time_decode(State& state, Workload<T>& workload, ThreadPool& pool, const Sampler& sampler,
                  const Rotation& rotation) {
   const auto backend = make_backend<Ops>(pool);
-  const DecodePlan<Sampler> plan{.shape = workload.attention_shape(), .sampler = &sampler};
+  const DecodePlan<Sampler> plan{
+      .shape = workload.attention_shape(), .sampler = &sampler, .exact_below = 0};
   constexpr bool kIndexed = !std::is_same_v<Sampler, Exact>;
-  std::vector<std::byte> workspace(
-      workspace_bytes(plan, kIndexed ? workload.middle().size() : 0, pool.workers()));
+  std::vector<std::byte> workspace(workspace_bytes(plan, workload.shape().tokens, pool.workers()));
   const auto dim = static_cast<std::size_t>(plan.shape.value_dim);
   std::vector<float> out(static_cast<std::size_t>(plan.shape.query_heads) * dim);
   std::vector<AttentionState> states;
@@ -109,11 +109,12 @@ void check_published(const Workload<T>& workload, const Collisions& sampler,
                                              .kv_head = h,
                                              .queries = input.queries,
                                              .scale = input.scale},
-                                            memory.scratch);
+                                            memory.scratch, memory.totals);
     attend.add_exact({.begin = 0, .end = middle.begin});
     attend.add_exact({.begin = middle.end, .end = workload.shape().tokens});
     attend.add_candidates(drawn, SelfNormalised{});
-    attend.finish(memory.states.data(), nullptr, {});
+    attend.finish();
+    memory.totals.write(memory.states.data(), nullptr);
     const float* theirs = out.data() + std::ptrdiff_t{h} * group * workload.shape().head_dim;
     double error = 0.0;
     double square = 0.0;

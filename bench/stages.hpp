@@ -34,9 +34,11 @@ struct AttendMemory {
     const Shape shape = workload.attention_shape();
     Arena measure;
     (void)AttendScratch::carve(measure, shape.group(), shape.value_dim);
+    (void)AttendTotals::carve(measure, shape.group(), shape.value_dim);
     memory.resize(measure.bytes_needed());
     Arena arena(memory);
     scratch = AttendScratch::carve(arena, shape.group(), shape.value_dim);
+    totals = AttendTotals::carve(arena, shape.group(), shape.value_dim);
     const auto dim = static_cast<std::size_t>(shape.value_dim);
     out.resize(static_cast<std::size_t>(shape.group()) * dim);
     for (std::size_t i = 0; i < out.size(); i += dim) {
@@ -46,6 +48,7 @@ struct AttendMemory {
 
   std::vector<std::byte> memory;
   AttendScratch scratch;
+  AttendTotals totals;
   std::vector<float> out;
   std::vector<AttentionState> states;  // [group]
 };
@@ -109,9 +112,10 @@ void time_attend_exact(::benchmark::State& state, Harness& harness, const Worklo
                                                .kv_head = h,
                                                .queries = workload.queries(h),
                                                .scale = workload.scale()},
-                                              memory.scratch);
+                                              memory.scratch, memory.totals);
       attend.add_exact({.begin = 0, .end = shape.tokens});
-      attend.finish(memory.states.data(), nullptr, {});
+      attend.finish();
+      memory.totals.write(memory.states.data(), nullptr);
     }
     fastest.stop();
     ::benchmark::ClobberMemory();
@@ -149,9 +153,10 @@ double time_candidates(::benchmark::State& state, Workload<T>& workload, const S
                                                .kv_head = h,
                                                .queries = input.queries,
                                                .scale = input.scale},
-                                              memory.scratch);
+                                              memory.scratch, memory.totals);
       attend.add_candidates(candidates, estimator);
-      attend.finish(memory.states.data(), nullptr, {});
+      attend.finish();
+      memory.totals.write(memory.states.data(), nullptr);
       seconds += seconds_now() - start;
       ::benchmark::ClobberMemory();
     }

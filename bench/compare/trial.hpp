@@ -142,7 +142,8 @@ class Trial {
       const DecodePlan<Sampler, Estimator> plan{.shape = capture.shape(),
                                                 .sampler = &sampler,
                                                 .estimator = estimator,
-                                                .scale = capture.scale()};
+                                                .scale = capture.scale(),
+                                                .exact_below = 0};
       Batch<Source, IndexType> batch(workbench_, key_values, index, config_.seed);
       const auto backend = make_backend<Ops>(workbench_.pool());
       std::vector<std::byte> workspace(

@@ -8,7 +8,8 @@
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
 //   candidates  sample/collision.hpp, uniform.hpp, defensive.hpp   tokens with their probabilities
 //   weights     estimate/estimator.hpp                             what a drawn token counts
-//   attend      cpu/attend.hpp                                     one softmax over all of them
+//   attend      cpu/attend.hpp, attend_totals.hpp                  one softmax over all of them
+//   tasks       decode_layout.hpp                                  parts for several workers
 //   state       core/state.hpp                                     outputs that merge with others
 //
 // A host brings its keys and values (core/views.hpp), its threads (core/executor.hpp), its memory
@@ -28,8 +29,10 @@
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/cpu/attend.hpp"
+#include "magicpig/cpu/attend_totals.hpp"
 #include "magicpig/cpu/backend.hpp"
 #include "magicpig/cpu/scalar.hpp"
+#include "magicpig/decode_layout.hpp"
 #include "magicpig/estimate/estimator.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/bucket_tables.hpp"
@@ -47,40 +50,41 @@ template <class Plan>
 struct DecodeScratch {
   typename Plan::Sampler::Scratch sampler;
   AttendScratch attend;
+  AttendTotals totals;
 
   static DecodeScratch carve(Arena& arena, const Plan& plan, TokenId indexed_tokens) {
     const DrawLimits limits{
         .head_dim = plan.shape.head_dim, .group = plan.shape.group(), .tokens = indexed_tokens};
     return {.sampler = plan.sampler->carve(arena, limits),
-            .attend = AttendScratch::carve(arena, plan.shape.group(), plan.shape.value_dim)};
+            .attend = AttendScratch::carve(arena, plan.shape.group(), plan.shape.value_dim),
+            .totals = AttendTotals::carve(arena, plan.shape.group(), plan.shape.value_dim)};
   }
 };
 
-/// The algorithm, for one KV head of one request: sink, local and not yet indexed tokens are
-/// exact, the others are drawn; all of them meet in one softmax.
+/// The algorithm, for one KV head of one request and one part of its exact tokens: sink, local and
+/// not yet indexed tokens are exact, the others are drawn, with the first part; all of them meet in
+/// one softmax.
 template <class Ops, class Plan, class RequestType>
-void decode_head(const Plan& plan, const RequestType& request, int kv_head,
-                 DecodeScratch<Plan>& scratch) noexcept {
+void decode_head(const Plan& plan, const RequestType& request, int kv_head, int part,
+                 DecodeScratch<Plan>& scratch, const AttendTotals& totals) noexcept {
   using Source = typename RequestType::Source;
-  const std::int64_t first_head = std::int64_t{kv_head} * plan.shape.group();
-  const QueryGroup queries{.data = request.query.data() + first_head * plan.shape.head_dim,
+  const QueryGroup queries{.data = request.query.data() +
+                                   std::int64_t{kv_head} * plan.shape.group() * plan.shape.head_dim,
                            .count = plan.shape.group(),
                            .dim = plan.shape.head_dim};
-  const TokenRange sampled = sampled_range<Plan>(request);
-  const Source& key_values = *request.key_values;
+  const ExactParts exact = exact_parts(plan, request);
 
-  Attend<Ops, Source> attend({.key_values = key_values,
+  Attend<Ops, Source> attend({.key_values = *request.key_values,
                               .kv_head = kv_head,
                               .queries = queries,
                               .scale = plan.logit_scale(),
                               .report = !request.reports.empty()},
-                             scratch.attend);
-  attend.add_exact({.begin = 0, .end = sampled.begin});
-  attend.add_exact({.begin = sampled.end, .end = key_values.tokens()});
-  std::size_t read = 0;
-  if (!sampled.empty()) {
+                             scratch.attend, totals);
+  attend.add_exact(exact.before(part));
+  attend.add_exact(exact.behind(part));
+  if (part == 0 && !exact.sampled.empty()) {
     const DrawInput<Source, typename RequestType::Index> input{
-        .key_values = key_values,
+        .key_values = *request.key_values,
         .index = *request.index,
         .kv_head = kv_head,
         .queries = queries,
@@ -88,21 +92,28 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head,
         .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer}};
     const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
     attend.add_candidates(candidates, plan.estimator);
-    read = candidates.tokens.size();
+    *totals.indexed = exact.sampled.size();
   }
-  attend.finish(request.states.data() + first_head,
-                request.reports.empty() ? nullptr : request.reports.data() + first_head,
-                {.read = static_cast<std::int64_t>(read), .indexed = sampled.size()});
+  attend.finish();
 }
 
-/// Bytes of workspace that decode() needs, of any alignment: for requests whose indexes cover up to
-/// `indexed_tokens` tokens, on `workers` workers. 0 indexed tokens for exact attention. The plan
-/// must be valid.
+/// The workspace of a step without requests yet, on `workers` workers, for indexed ranges of up to
+/// `indexed` tokens.
 template <class Plan>
-[[nodiscard]] std::size_t workspace_bytes(const Plan& plan, TokenId indexed_tokens, int workers) {
+[[nodiscard]] DecodeLayout decode_layout(const Plan& plan, TokenId indexed, int workers) {
   Arena arena;
-  (void)DecodeScratch<Plan>::carve(arena, plan, indexed_tokens);
-  return arena.bytes_needed() * static_cast<std::size_t>(workers);
+  (void)DecodeScratch<Plan>::carve(arena, plan, indexed);
+  return DecodeLayout(plan.shape, arena.bytes_needed(), workers);
+}
+
+/// Bytes of workspace that decode() needs, of any alignment: for up to `requests` requests whose
+/// caches hold up to `tokens` tokens, on `workers` workers. The plan must be valid.
+template <class Plan>
+[[nodiscard]] std::size_t workspace_bytes(const Plan& plan, TokenId tokens, int workers,
+                                          std::size_t requests = 1) {
+  DecodeLayout layout = decode_layout(plan, tokens, workers);
+  layout.add(requests, {.sampled = {}, .tokens = tokens});
+  return layout.bytes();
 }
 
 /// Validated requests and workspace of one step. Hosts that own their threads make one and call
@@ -112,9 +123,9 @@ class DecodeStep {
  public:
   using Requests = std::span<const RequestType>;
 
-  /// `workspace` of at least workspace_bytes(plan, largest indexed range, workers), used by nobody
-  /// else while the step runs. Errors: those of validate(), and a workspace that is too small.
-  /// Nothing has been written then.
+  /// `workspace` of at least workspace_bytes(plan, largest cache, workers, requests), used by
+  /// nobody else while the step runs. Errors: those of validate(), and a workspace that is too
+  /// small. Nothing has been written to any output then.
   [[nodiscard]] static Result<DecodeStep> create(const Plan& plan, Requests requests,
                                                  std::span<std::byte> workspace,
                                                  int workers) noexcept {
@@ -123,52 +134,68 @@ class DecodeStep {
     for (std::size_t i = 0; i < requests.size() && status.ok(); ++i) {
       status = validate(plan, requests[i], i);
       if (!status.ok()) break;
-      const TokenId size = sampled_range<Plan>(requests[i]).size();
+      const TokenId size = sampled_range(plan, requests[i]).size();
       indexed = size > indexed ? size : indexed;
     }
     if (!status.ok()) return status;
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
-    if (requests.size() > static_cast<std::size_t>(INT32_MAX / plan.shape.kv_heads)) {
+    DecodeLayout layout = decode_layout(plan, indexed, workers);
+    for (const RequestType& request : requests) layout.add(1, exact_parts(plan, request));
+    if (layout.tasks() > static_cast<std::size_t>(INT32_MAX)) {
       return Status::error(ErrorCode::kInvalidArgument,
                            "%zu requests of %d KV heads are 2^31 tasks or more", requests.size(),
                            plan.shape.kv_heads);
     }
-    const std::size_t needed = requests.empty() ? 0 : workspace_bytes(plan, indexed, workers);
-    if (workspace.size() < needed) {
+    if (!requests.empty() && workspace.size() < layout.bytes()) {
       return Status::error(ErrorCode::kWorkspaceTooSmall,
                            "the workspace has %zu bytes, %d workers on up to %d indexed tokens "
                            "need %zu",
-                           workspace.size(), workers, indexed, needed);
+                           workspace.size(), workers, indexed, layout.bytes());
     }
-    return DecodeStep(plan, requests, workspace, indexed, workers);
+    layout.fill(plan, requests, workspace);
+    return DecodeStep(plan, requests, workspace, indexed, layout);
   }
 
-  /// One task per request and KV head.
-  [[nodiscard]] int tasks() const {
-    return static_cast<int>(requests_.size()) * plan_.shape.kv_heads;
-  }
+  /// One task per request, KV head and part of the exact tokens.
+  [[nodiscard]] int tasks() const { return static_cast<int>(layout_.tasks()); }
 
   /// Runs one task with one worker's scratch. Tasks are independent and may run in any order, on
   /// any worker; no two may use the same worker at once.
   void run_task(int task, int worker) const noexcept {
-    const std::size_t slice = workspace_.size() / static_cast<std::size_t>(workers_);
-    Arena arena(workspace_.subspan(slice * static_cast<std::size_t>(worker), slice));
+    Arena arena = layout_.scratch(workspace_, worker);
     DecodeScratch<Plan> scratch = DecodeScratch<Plan>::carve(arena, plan_, indexed_tokens_);
-    decode_head<Ops>(plan_, requests_[static_cast<std::size_t>(task / plan_.shape.kv_heads)],
-                     task % plan_.shape.kv_heads, scratch);
+    const DecodeTask at = layout_.find(workspace_, task);
+    const RequestType& request = requests_[at.request];
+    if (at.parts == 1) {
+      decode_head<Ops>(plan_, request, at.kv_head, 0, scratch, scratch.totals);
+      write(request, at.kv_head, scratch.totals);
+    } else {
+      decode_head<Ops>(plan_, request, at.kv_head, at.part, scratch,
+                       layout_.totals(workspace_, at.slot));
+    }
   }
 
   /// The part of worker `worker` of workers(), each in [0, workers()) to be called once, from any
   /// threads at once. Afterwards, when all are through, finish().
   void run_share(int worker) const noexcept {
-    for (int task = worker; task < tasks(); task += workers_) run_task(task, worker);
+    for (int task = worker; task < tasks(); task += workers()) run_task(task, worker);
   }
 
-  /// Error: an output that is not finite, from a NaN or infinity in keys or values (or logits
-  /// beyond float32). It is left as it came out; outputs of other KV heads are right.
+  /// Once, when all tasks have run: adds up the parts of heads that were cut. Error: an output that
+  /// is not finite, from a NaN or infinity in keys or values (or logits beyond float32). It is left
+  /// as it came out; outputs of other KV heads are right.
   [[nodiscard]] Status finish() const noexcept {
+    for (int task = 0; task < tasks(); ++task) {
+      const DecodeTask at = layout_.find(workspace_, task);
+      if (at.parts == 1 || at.part > 0) continue;
+      const AttendTotals totals = layout_.totals(workspace_, at.slot);
+      for (int part = 1; part < at.parts; ++part) {
+        totals.add(layout_.totals(workspace_, at.slot + static_cast<std::size_t>(part)));
+      }
+      write(requests_[at.request], at.kv_head, totals);
+    }
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       for (std::size_t h = 0; h < requests_[i].states.size(); ++h) {
         const AttentionState& state = requests_[i].states[h];
@@ -182,22 +209,28 @@ class DecodeStep {
     return Status();
   }
 
-  [[nodiscard]] int workers() const { return workers_; }
+  [[nodiscard]] int workers() const { return layout_.workers(); }
 
  private:
   DecodeStep(const Plan& plan, Requests requests, std::span<std::byte> workspace, TokenId indexed,
-             int workers)
+             const DecodeLayout& layout)
       : plan_(plan),
         requests_(requests),
         workspace_(workspace),
         indexed_tokens_(indexed),
-        workers_(workers) {}
+        layout_(layout) {}
+
+  void write(const RequestType& request, int kv_head, const AttendTotals& totals) const {
+    const std::int64_t first_head = std::int64_t{kv_head} * plan_.shape.group();
+    totals.write(request.states.data() + first_head,
+                 request.reports.empty() ? nullptr : request.reports.data() + first_head);
+  }
 
   Plan plan_;
   Requests requests_;
   std::span<std::byte> workspace_;
   TokenId indexed_tokens_;
-  int workers_;
+  DecodeLayout layout_;
 };
 
 /// One decode step of one layer: for every request the attention of its query over its keys and

@@ -22,6 +22,10 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+/// Indexed tokens below which reading all of them takes less time than drawing from them (bench:
+/// decode/exact and decode/tables by n).
+inline constexpr TokenId kExactBelow = 2048;
+
 /// What all requests of a decode step share. The sampler is the host's and must outlive the call.
 template <class SamplerType = Exact, class EstimatorType = SelfNormalised>
 struct DecodePlan {
@@ -33,6 +37,7 @@ struct DecodePlan {
   Estimator estimator = {};
   float scale = 0.0F;  ///< logit = scale * q.k; 0 means 1 / sqrt(head_dim)
   std::uint32_t layer = 0;
+  TokenId exact_below = kExactBelow;  ///< an index of fewer tokens is not drawn from
 
   [[nodiscard]] float logit_scale() const {
     return scale != 0.0F ? scale : 1.0F / ::sqrtf(static_cast<float>(shape.head_dim));
@@ -55,12 +60,61 @@ struct Request {
   std::uint32_t step = 0;              ///< a new number for every token generated
 };
 
-/// Tokens that are drawn from; all others are exact.
+/// Tokens that could be drawn from.
 template <class Plan, class RequestType>
-[[nodiscard]] TokenRange sampled_range(const RequestType& request) {
+[[nodiscard]] TokenRange indexed_range(const RequestType& request) {
   if (std::is_same_v<typename Plan::Sampler, Exact> || request.index == nullptr) return {};
   const TokenRange range = request.index->indexed();
   return range.empty() ? TokenRange{} : range;
+}
+
+/// Tokens that are drawn from; all others are exact.
+template <class Plan, class RequestType>
+[[nodiscard]] TokenRange sampled_range(const Plan& plan, const RequestType& request) {
+  const TokenRange range = indexed_range<Plan>(request);
+  return range.size() < plan.exact_below ? TokenRange{} : range;
+}
+
+/// Exact tokens that one task attends to at most; longer stretches are cut into parts of this many
+/// for several workers. Where they are cut depends on the request alone, so that its result does
+/// not depend on the number of workers.
+inline constexpr TokenId kPartTokens = 8192;
+
+/// The exact tokens of a request, [0, sampled.begin) and [sampled.end, tokens), as parts.
+struct ExactParts {
+  TokenRange sampled;
+  TokenId tokens = 0;
+
+  [[nodiscard]] TokenId size() const { return tokens - sampled.size(); }
+  /// At least one, be it empty.
+  [[nodiscard]] int count() const {
+    return size() <= kPartTokens ? 1 : (size() - 1) / kPartTokens + 1;
+  }
+  /// Of part `number`, what lies before the sampled tokens.
+  [[nodiscard]] TokenRange before(int number) const {
+    const TokenId head = sampled.empty() ? 0 : sampled.begin;
+    return {.begin = smaller(number * kPartTokens, head), .end = smaller(end(number), head)};
+  }
+  /// And behind them.
+  [[nodiscard]] TokenRange behind(int number) const {
+    const TokenId head = sampled.empty() ? 0 : sampled.begin;
+    const TokenId from = number * kPartTokens < head ? head : number * kPartTokens;
+    const TokenId to = end(number) < head ? head : end(number);
+    return {.begin = from + sampled.size(), .end = to + sampled.size()};
+  }
+
+ private:
+  static TokenId smaller(TokenId a, TokenId b) { return a < b ? a : b; }
+  [[nodiscard]] TokenId end(int number) const {
+    const TokenId rest = size() - number * kPartTokens;
+    return number * kPartTokens + smaller(rest, kPartTokens);
+  }
+};
+
+/// The parts of a request.
+template <class Plan, class RequestType>
+[[nodiscard]] ExactParts exact_parts(const Plan& plan, const RequestType& request) {
+  return {.sampled = sampled_range(plan, request), .tokens = request.key_values->tokens()};
 }
 
 /// Errors: heads that do not divide, more than kMaxGroup query heads per KV head, dimensions
@@ -132,7 +186,7 @@ Status validate(const Plan& plan, const RequestType& request, std::size_t number
                            i / static_cast<std::size_t>(shape.head_dim));
     }
   }
-  const TokenRange sampled = sampled_range<Plan>(request);
+  const TokenRange sampled = indexed_range<Plan>(request);
   if (sampled.empty()) return Status();
   if (request.index->kv_heads() != shape.kv_heads || request.index->dim() != shape.head_dim) {
     return Status::error(

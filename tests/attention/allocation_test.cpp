@@ -113,7 +113,7 @@ constexpr Shape kShape{.query_heads = 8, .kv_heads = 2, .head_dim = 24, .value_d
 template <class Ops, class Executor, class Sampler, class IndexType>
 void check_no_allocation(Executor& executor, const Problem<float>& problem, const Sampler& sampler,
                          const IndexType* index) {
-  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler};
+  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler, .exact_below = 0};
   const auto source = problem.source();
   Outputs outputs(kShape);
   const auto request = make_request(problem, source, index, outputs, {.seed = 3, .step = 4});

@@ -85,7 +85,7 @@ struct Setup {
         sampler(std::move(*Collisions::create(family, {.min_collisions = 1}))),
         outputs(s) {
     CHECK(index.build(backend(), source, Window{}.middle(tokens)).ok());
-    plan = {.shape = s, .sampler = &sampler};
+    plan = {.shape = s, .sampler = &sampler, .exact_below = 0};
     workspace.resize(workspace_bytes(plan, tokens, 1));
     request = make_request(problem, source, &index, outputs);
   }
@@ -151,7 +151,7 @@ TEST_CASE("a budget of nothing, below nothing, NaN, or above everything") {
 TEST_CASE("a budget of more tokens than there are") {
   Setup s;
   const auto uniform = Uniform::create({.tokens = 1'000'000});
-  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform};
+  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform, .exact_below = 0};
   REQUIRE(decode_one<ScalarOps>(s.executor, plan, s.request).ok());
   for (int h = 0; h < kShape.query_heads; ++h) {
     CHECK(s.outputs.report(h).drawn == s.index.indexed().size());
@@ -476,7 +476,7 @@ TEST_CASE("sizes of query, states, outputs or reports") {
 TEST_CASE("an index that does not fit the plan or the sampler") {
   Setup s;
   const auto range = Uniform::create({.tokens = 5});
-  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*range};
+  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*range, .exact_below = 0};
   for (const RangeIndex& index :
        {RangeIndex({.begin = 0, .end = 100}, 1, 16), RangeIndex({.begin = 0, .end = 100}, 2, 15)}) {
     Outputs outputs(kShape);
@@ -510,7 +510,7 @@ TEST_CASE("an index that covers more than the cache") {
   CHECK(s.run().ok());
   const RangeIndex negative({.begin = -1, .end = 100}, 2, 16);
   const auto uniform = Uniform::create({.tokens = 5});
-  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform};
+  const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform, .exact_below = 0};
   Outputs outputs(kShape);
   check_error(decode_one<ScalarOps>(s.executor, plan,
                                     make_request(s.problem, s.source, &negative, outputs)),
@@ -645,7 +645,7 @@ TEST_CASE("a cache of one token") {
     CAPTURE(range.end);
     const RangeIndex index(range, 2, 16);
     const auto uniform = Uniform::create({.fraction = 0.01});
-    const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform};
+    const DecodePlan<Uniform> plan{.shape = kShape, .sampler = &*uniform, .exact_below = 0};
     REQUIRE(decode_one<ScalarOps>(s.executor, plan,
                                   make_request(s.problem, s.source, &index, s.outputs))
                 .ok());

@@ -39,7 +39,7 @@ struct Batch {
   std::vector<std::unique_ptr<Tables>> indexes;
   Sampler sampler = std::move(*Sampler::create(
       std::move(*Collisions::create(family, {.min_collisions = 2})), {.fraction = 0.05}));
-  Plan plan{.shape = kShape, .sampler = &sampler, .layer = 7};
+  Plan plan{.shape = kShape, .sampler = &sampler, .layer = 7, .exact_below = 0};
 
   template <class Backend>
   explicit Batch(const Backend& backend) {
@@ -203,7 +203,7 @@ TEST_CASE("fresh draws depend on seed, step and layer, and collisions on none of
   SerialExecutor serial;
   Batch batch(make_backend<ScalarOps>(serial));
   const auto collisions = Collisions::create(batch.family, {.min_collisions = 2});
-  const DecodePlan<Collisions> hashed{.shape = kShape, .sampler = &*collisions};
+  const DecodePlan<Collisions> hashed{.shape = kShape, .sampler = &*collisions, .exact_below = 0};
   Outputs drawn(kShape);
   Outputs found(kShape);
   REQUIRE(decode_one<ScalarOps>(serial, batch.plan, batch.request(0, drawn)).ok());

@@ -213,7 +213,7 @@ TEST_CASE("an empty index range leaves every token exact") {
   const Problem<float> problem(config);
   const auto source = problem.source();
   const auto uniform = Uniform::create({.tokens = 1});
-  const DecodePlan<Uniform> plan{.shape = config.shape, .sampler = &*uniform};
+  const DecodePlan<Uniform> plan{.shape = config.shape, .sampler = &*uniform, .exact_below = 0};
   for (const TokenRange range :
        {TokenRange{}, TokenRange{7, 7}, TokenRange{50, 50}, TokenRange{60, 60}, TokenRange{9, 3}}) {
     CAPTURE(range.begin);

@@ -123,7 +123,7 @@ void check_decode(const Fixture<T, Family>& f, const Sampler& sampler, const Est
                   const std::vector<std::vector<TokenDraw>>& draws) {
   const Shape& shape = f.setting.shape;
   const DecodePlan<Sampler, Estimator> plan{
-      .shape = shape, .sampler = &sampler, .estimator = estimator};
+      .shape = shape, .sampler = &sampler, .estimator = estimator, .exact_below = 0};
   Outputs outputs(shape);
   SerialExecutor executor;
   const Status status = decode_one<Ops>(
@@ -248,7 +248,7 @@ TEST_CASE_TEMPLATE_DEFINE("probing every bucket is exact attention", Ops, everyt
     const std::unique_ptr<Fixture<float, SimHash>> f(
         Fixture<float, SimHash>::template make<Ops>(c));
     const auto sampler = Collisions::create(f->family, {.min_collisions = 3, .probe_radius = bits});
-    const DecodePlan<Collisions> plan{.shape = c.shape, .sampler = &*sampler};
+    const DecodePlan<Collisions> plan{.shape = c.shape, .sampler = &*sampler, .exact_below = 0};
     Outputs outputs(c.shape);
     SerialExecutor executor;
     REQUIRE(decode_one<Ops>(executor, plan, make_request(f->problem, f->source, &f->index, outputs))
@@ -286,7 +286,7 @@ TEST_CASE_TEMPLATE_DEFINE("nothing drawn leaves the exact tokens, or nothing at 
     const std::unique_ptr<Fixture<float, SimHash>> f(
         Fixture<float, SimHash>::template make<Ops>(c));
     const auto sampler = Collisions::create(f->family, {.min_collisions = 1});
-    const DecodePlan<Collisions> plan{.shape = c.shape, .sampler = &*sampler};
+    const DecodePlan<Collisions> plan{.shape = c.shape, .sampler = &*sampler, .exact_below = 0};
     Outputs outputs(c.shape);
     SerialExecutor executor;
     REQUIRE(decode_one<Ops>(executor, plan, make_request(f->problem, f->source, &f->index, outputs))

@@ -31,7 +31,7 @@ float checksum(const Sampler& sampler, const Source& cache, const Tables& index)
   AttentionState states[] = {{.out = std::span(out).first(24)}, {.out = std::span(out).last(24)}};
   SerialExecutor serial;
   const auto backend = make_backend<Ops>(serial);
-  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler};
+  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler, .exact_below = 0};
   std::vector<std::byte> workspace(workspace_bytes(plan, kTokens, 1));
   const Request<Source, Tables> requests[] = {
       {.key_values = &cache, .index = &index, .query = query, .states = states}};

@@ -286,7 +286,7 @@ class Lifecycle {
     const Shape& shape = config_.shape;
     const auto source = cache_.view();
     make_queries();
-    const DecodePlan<Sampler> plan{.shape = shape, .sampler = &sampler_};
+    const DecodePlan<Sampler> plan{.shape = shape, .sampler = &sampler_, .exact_below = 0};
     Outputs outputs(shape);
     Outputs expected(shape);
     Request<StridedKeyValues<float>, Tables> request{.key_values = &source,

@@ -30,7 +30,8 @@ TEST_CASE_TEMPLATE_DEFINE("eight threads decode from one index while another one
   REQUIRE(shared->build(backend, source, Window{}.middle(400)).ok());
   auto collisions = Collisions::create(*family, {.min_collisions = 2, .probe_radius = 1});
   const auto sampler = Defensive<Collisions>::create(std::move(*collisions), {.fraction = 0.05});
-  const DecodePlan<Defensive<Collisions>> plan{.shape = kShape, .sampler = &*sampler};
+  const DecodePlan<Defensive<Collisions>> plan{
+      .shape = kShape, .sampler = &*sampler, .exact_below = 0};
   Outputs expected(kShape);
   REQUIRE(decode_one<Ops>(serial, plan, make_request(problem, source, &*shared, expected)).ok());
 

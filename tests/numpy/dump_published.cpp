@@ -126,7 +126,7 @@ void dump_outputs(Workbench& bench, const Source& all, const bench::Tables& tabl
                   const Collisions& sampler, Dump& dump) {
   const Shape& shape = bench.capture().shape();
   const DecodePlan<Collisions> plan{
-      .shape = shape, .sampler = &sampler, .scale = bench.capture().scale()};
+      .shape = shape, .sampler = &sampler, .scale = bench.capture().scale(), .exact_below = 0};
   const auto backend = make_backend<Ops>(bench.pool());
   std::vector<std::byte> workspace(
       workspace_bytes(plan, bench.middle().size(), backend.executor.workers()));

@@ -30,7 +30,7 @@ double root_mean_square_error(const Problem<float>& problem, const Sampler& samp
                               const std::vector<double>& exact) {
   const RangeIndex index({.begin = 0, .end = kTokens}, 1, 16);
   const auto source = problem.source();
-  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler};
+  const DecodePlan<Sampler> plan{.shape = kShape, .sampler = &sampler, .exact_below = 0};
   SerialExecutor executor;
   double sum = 0.0;
   const int seeds = replications(400);
@@ -99,7 +99,7 @@ TEST_CASE("Error.of_topk_is_the_mass_left_out_times_the_distance_of_the_means") 
   for (const TokenId budget : {20, 80, 320, 2048}) {
     const auto top = TopK::create({.tokens = budget});
     REQUIRE(top.ok());
-    const DecodePlan<TopK> plan{.shape = kShape, .sampler = &*top};
+    const DecodePlan<TopK> plan{.shape = kShape, .sampler = &*top, .exact_below = 0};
     SerialExecutor executor;
     Outputs outputs(kShape);
     REQUIRE(

@@ -37,7 +37,7 @@ Attended attend(const Problem<float>& problem) {
   const TokenRange range{.begin = 0, .end = problem.tokens()};
   REQUIRE(index->build(make_backend<ScalarOps>(executor), source, range).ok());
   const auto sampler = Collisions::create(*family, {});
-  const DecodePlan<Collisions> plan{.shape = kShape, .sampler = &*sampler};
+  const DecodePlan<Collisions> plan{.shape = kShape, .sampler = &*sampler, .exact_below = 0};
   Outputs outputs(kShape);
   REQUIRE(
       decode_one<ScalarOps>(executor, plan, make_request(problem, source, &*index, outputs)).ok());

@@ -300,7 +300,7 @@ class PlanesAsKeys {
     const auto view = problem_.source();
     const TokenRange range{.begin = 0, .end = kKeys};
     if (!index->build(make_backend<TrialOps>(executor), view, range).ok()) std::abort();
-    const DecodePlan<Collisions> plan{.shape = kShape, .sampler = &sampler_};
+    const DecodePlan<Collisions> plan{.shape = kShape, .sampler = &sampler_, .exact_below = 0};
     Outputs outputs(kShape);
     const Status status =
         decode_one<TrialOps>(executor, plan, make_request(problem_, view, &*index, outputs));

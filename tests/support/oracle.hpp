@@ -37,7 +37,7 @@ template <KeyValueSource Source>
   const auto* key = source.key(query.kv_head, token);
   double dot = 0.0;
   for (int j = 0; j < source.head_dim(); ++j) {
-    dot += static_cast<double>(query.data[j]) * static_cast<double>(to_float(key[j]));
+    dot += static_cast<double>(query.data[j]) * static_cast<double>(scalar_at(key, j));
   }
   return query.scale * dot;
 }
@@ -59,7 +59,7 @@ template <KeyValueSource Source>
     const double weight = std::exp(logits[i] - largest);
     const auto* value = source.value(query.kv_head, tokens[i].token);
     for (std::size_t j = 0; j < state.out.size(); ++j) {
-      state.out[j] += weight * static_cast<double>(to_float(value[j]));
+      state.out[j] += weight * static_cast<double>(scalar_at(value, static_cast<int>(j)));
     }
     sum += weight;
   }

@@ -211,8 +211,8 @@ struct Draw {
 template <class Ops, class Executor, class Plan, class Source, class IndexType>
 [[nodiscard]] Status decode_one(Executor& executor, const Plan& plan,
                                 const Request<Source, IndexType>& request) {
-  const TokenRange sampled = sampled_range<Plan>(request);
-  std::vector<std::byte> workspace(workspace_bytes(plan, sampled.size(), executor.workers()));
+  std::vector<std::byte> workspace(
+      workspace_bytes(plan, request.key_values->tokens(), executor.workers()));
   return decode(make_backend<Ops>(executor), plan,
                 std::span<const Request<Source, IndexType>>(&request, 1), workspace);
 }

@@ -216,7 +216,7 @@ template <class Sampler, class Estimator, class IndexType>
                                            std::uint64_t seed) {
   Outputs outputs(Trial::kShape);
   const DecodePlan<Sampler, Estimator> plan{
-      .shape = Trial::kShape, .sampler = &sampler, .estimator = estimator};
+      .shape = Trial::kShape, .sampler = &sampler, .estimator = estimator, .exact_below = 0};
   SerialExecutor executor;
   const Status status = decode_one<TrialOps>(
       executor, plan,

@@ -15,6 +15,7 @@
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/cpu/attend_totals.hpp"
 #include "magicpig/estimate/estimator.hpp"
 #include "magicpig/estimate/report.hpp"
 #include "magicpig/version.hpp"
@@ -26,20 +27,6 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Of 32, 48, 64, 96 and 128 rows 32 is the fastest at one head per group (bench: decode/exact).
 inline constexpr int kAttendTile = 32;
 
-/// Sums of one head, all scaled by exp(-largest) or its square.
-struct AttendSums {
-  float largest = kEmptyLse;         // logit so far
-  double weight = 0.0;               // sum of weights, exact and drawn
-  double omega = 0.0;                // sum of weights of drawn tokens that are not certain
-  double omega_squared = 0.0;        // sum of their squares
-  double spread = 0.0;               // sum of (1 - pi) omega^2
-  double spread_square = 0.0;        // sum of (1 - pi) omega^2 |v|^2
-  double inverse_pi = 0.0;           // sum of 1 / pi
-  double inverse_pi_variance = 0.0;  // sum of (1 - pi) / pi^2
-  std::int64_t exact = 0;
-  std::int64_t drawn = 0;
-};
-
 /// Scratch of one worker.
 struct AttendScratch {
   float* weights = nullptr;      // [group, kAttendTile] inner products, then logits, then weights
@@ -49,8 +36,6 @@ struct AttendScratch {
   float* recent = nullptr;       // [group, value_dim] weighted values not yet in `values`
   double* values = nullptr;      // [group, value_dim] weighted values
   float* spread_tile = nullptr;  // [group, value_dim] values of one tile weighted by spread
-  double* spread_values = nullptr;  // [group, value_dim] the same of all tiles
-  AttendSums* sums = nullptr;       // [group]
 
   [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim) {
     const auto heads = static_cast<std::size_t>(group);
@@ -60,10 +45,7 @@ struct AttendScratch {
             .correction = arena.take<float>(heads * kAttendTile),
             .spread = arena.take<float>(heads * kAttendTile),
             .recent = arena.take<float>(outputs),
-            .values = arena.take<double>(outputs),
-            .spread_tile = arena.take<float>(outputs),
-            .spread_values = arena.take<double>(outputs),
-            .sums = arena.take<AttendSums>(heads)};
+            .spread_tile = arena.take<float>(outputs)};
   }
 };
 
@@ -87,13 +69,12 @@ class Attend {
     bool report = false;  ///< whether to gather what HeadReport needs
   };
 
-  Attend(const Input& input, const AttendScratch& scratch) : in_(input), s_(scratch) {
+  /// Clears `totals`, to which everything is added.
+  Attend(const Input& input, const AttendScratch& scratch, const AttendTotals& totals)
+      : in_(input), s_(scratch), totals_(totals) {
+    totals_.clear();
     const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
-    for (std::int64_t i = 0; i < outputs; ++i) {
-      s_.recent[i] = 0.0F;
-      s_.values[i] = s_.spread_values[i] = 0.0;
-    }
-    for (int g = 0; g < in_.queries.count; ++g) s_.sums[g] = AttendSums{};
+    for (std::int64_t i = 0; i < outputs; ++i) s_.recent[i] = 0.0F;
   }
 
   /// Every token of `range`, weight exp(logit).
@@ -105,7 +86,7 @@ class Attend {
       }
       absorb(count);
     });
-    for (int g = 0; g < in_.queries.count; ++g) s_.sums[g].exact += range.size();
+    for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += range.size();
   }
 
   /// Drawn tokens, weight exp(logit) times the estimator's factor.
@@ -116,6 +97,7 @@ class Attend {
     const auto total = static_cast<int>(candidates.tokens.size());
     const auto token_at = [&](int i) { return tokens[i]; };
     prefetch_inclusion(candidates.inclusion, tokens, total < kTile ? total : kTile);
+    *totals_.read += total;
     for_each_tile(total, token_at, [&](int first, int count) {
       const int next = first + count;
       prefetch_inclusion(candidates.inclusion, tokens + next,
@@ -139,38 +121,8 @@ class Attend {
     });
   }
 
-  /// What only the caller knows of a report.
-  struct Totals {
-    std::int64_t read = 0;     ///< rows gathered
-    std::int64_t indexed = 0;  ///< tokens drawn from
-  };
-
-  /// Writes head g of the group to states[g] and, unless null, reports[g].
-  void finish(AttentionState* states, HeadReport* reports, const Totals& totals) {
-    add_up_recent();
-    const int dim = in_.key_values.value_dim();
-    for (int g = 0; g < in_.queries.count; ++g) {
-      const AttendSums& sums = s_.sums[g];
-      const double* values = s_.values + std::int64_t{g} * dim;
-      const bool empty = sums.weight == 0.0;
-      for (int j = 0; j < dim; ++j) {
-        states[g].out[static_cast<std::size_t>(j)] =
-            empty ? 0.0F : static_cast<float>(values[j] / sums.weight);
-      }
-      states[g].lse =
-          empty ? kEmptyLse
-                : static_cast<float>(static_cast<double>(sums.largest) + ::log(sums.weight));
-      if (reports == nullptr) continue;
-      reports[g] = make_report(sums, states[g], s_.spread_values + std::int64_t{g} * dim);
-      reports[g].rows_read = totals.read;
-      reports[g].indexed = totals.indexed;
-      if (sums.inverse_pi_variance > 0.0) {
-        reports[g].alarm =
-            static_cast<float>((sums.inverse_pi - static_cast<double>(totals.indexed)) /
-                               ::sqrt(sums.inverse_pi_variance));
-      }
-    }
-  }
+  /// After the last tokens; then the totals are complete.
+  void finish() { add_up_recent(); }
 
  private:
   // For each tile of `total` tokens, the i-th of which is token_at(i): computes the inner products,
@@ -218,11 +170,15 @@ class Attend {
   void absorb(int count) {
     for (int g = 0; g < in_.queries.count; ++g) {
       float* logits = s_.weights + std::int64_t{g} * count;
-      rescale(g, (Ops::max)(logits, count));
-      const float largest = s_.sums[g].largest;
+      const float tile_largest = (Ops::max)(logits, count);
+      if (tile_largest > totals_.sums[g].largest) {
+        add_up_recent();
+        totals_.raise(g, tile_largest);
+      }
+      const float largest = totals_.sums[g].largest;
       // All logits -inf: any finite shift keeps the weights 0 and NaN visible.
       const float shift = largest == kEmptyLse ? 0.0F : largest;
-      s_.sums[g].weight += static_cast<double>(Ops::exp_sum(logits, count, shift));
+      totals_.sums[g].weight += static_cast<double>(Ops::exp_sum(logits, count, shift));
     }
     if (recent_rows_ + count > kRecentRows) add_up_recent();
     recent_rows_ += count;
@@ -233,30 +189,10 @@ class Attend {
   void add_up_recent() {
     const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
     for (std::int64_t i = 0; i < outputs; ++i) {
-      s_.values[i] += static_cast<double>(s_.recent[i]);
+      totals_.values[i] += static_cast<double>(s_.recent[i]);
       s_.recent[i] = 0.0F;
     }
     recent_rows_ = 0;
-  }
-
-  // Raises the running maximum of a head, and brings its sums to the new scale.
-  void rescale(int g, float tile_largest) {
-    AttendSums& sums = s_.sums[g];
-    if (!(tile_largest > sums.largest)) return;
-    add_up_recent();
-    const double factor = ::exp(static_cast<double>(sums.largest - tile_largest));
-    const double squared = factor * factor;
-    const int dim = in_.key_values.value_dim();
-    for (int j = 0; j < dim; ++j) {
-      s_.values[std::int64_t{g} * dim + j] *= factor;
-      s_.spread_values[std::int64_t{g} * dim + j] *= squared;
-    }
-    sums.weight *= factor;
-    sums.omega *= factor;
-    sums.omega_squared *= squared;
-    sums.spread *= squared;
-    sums.spread_square *= squared;
-    sums.largest = tile_largest;
   }
 
   // Gathers the report's sums.
@@ -276,12 +212,12 @@ class Attend {
     for (std::int64_t i = 0; i < outputs; ++i) s_.spread_tile[i] = 0.0F;
     Ops::add_rows(values_, s_.spread, in_.queries.count, s_.spread_tile);
     for (std::int64_t i = 0; i < outputs; ++i) {
-      s_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
+      totals_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
     }
   }
 
   void account_head(int g, int count, const std::uint32_t* drawn_by, const double* norms) {
-    AttendSums& sums = s_.sums[g];
+    AttendSums& sums = totals_.sums[g];
     for (int i = 0; i < count; ++i) {
       const std::int64_t at = std::int64_t{g} * count + i;
       const auto omega = static_cast<double>(s_.weights[at]);
@@ -300,30 +236,9 @@ class Attend {
     }
   }
 
-  HeadReport make_report(const AttendSums& sums, const AttentionState& state,
-                         const double* spread_values) const {
-    double cross = 0.0;
-    double square = 0.0;
-    for (std::size_t j = 0; j < state.out.size(); ++j) {
-      const auto out = static_cast<double>(state.out[j]);
-      cross += out * spread_values[j];
-      square += out * out;
-    }
-    // sum spread |v - out|^2, expanded; rounding may push it below 0.
-    const double error = sums.spread_square - 2.0 * cross + sums.spread * square;
-    const double relative = ::sqrt(error > 0.0 ? error : 0.0) / (sums.weight * ::sqrt(square));
-    return {.exact = sums.exact,
-            .drawn = sums.drawn,
-            .effective_sample_size =
-                sums.omega_squared > 0.0
-                    ? static_cast<float>(sums.omega * sums.omega / sums.omega_squared)
-                    : 0.0F,
-            .relative_error = static_cast<float>(relative),
-            .estimated_tokens = static_cast<float>(sums.inverse_pi)};
-  }
-
   Input in_;
   AttendScratch s_;
+  AttendTotals totals_;
   int recent_rows_ = 0;  // in recent
   Rows<Scalar> next_keys_;
   Rows<Scalar> values_;
