@@ -146,8 +146,8 @@ class Trial {
                                                 .exact_below = 0};
       Batch<Source, IndexType> batch(workbench_, key_values, index, config_.seed);
       const auto backend = make_backend<Ops>(workbench_.pool());
-      std::vector<std::byte> workspace(
-          workspace_bytes(plan, workbench_.middle().size(), backend.executor.workers()));
+      std::vector<std::byte> workspace(workspace_bytes(
+          plan, key_values.tokens(), backend.executor.workers(), batch.requests.size()));
       Status status = magicpig::decode(backend, plan, batch.requests, workspace);
       if (!status.ok()) return status;
       score(batch.states, batch.reports);

@@ -150,9 +150,9 @@ class DecodeStep {
     }
     if (!requests.empty() && workspace.size() < layout.bytes()) {
       return Status::error(ErrorCode::kWorkspaceTooSmall,
-                           "the workspace has %zu bytes, %d workers on up to %d indexed tokens "
-                           "need %zu",
-                           workspace.size(), workers, indexed, layout.bytes());
+                           "the workspace has %zu bytes, %zu requests on %d workers with up to %d "
+                           "tokens to draw from need %zu",
+                           workspace.size(), requests.size(), workers, indexed, layout.bytes());
     }
     layout.fill(plan, requests, workspace);
     return DecodeStep(plan, requests, workspace, indexed, layout);

@@ -76,7 +76,8 @@ void check_same(const std::vector<std::unique_ptr<Outputs>>& a,
 
 // Scratch full of rubbish, at an odd address.
 std::vector<std::byte> dirty_workspace(const Plan& plan, int workers) {
-  return std::vector<std::byte>(workspace_bytes(plan, 700, workers) + 1, std::byte{0xff});
+  return std::vector<std::byte>(workspace_bytes(plan, 700, workers, kRequests) + 1,
+                                std::byte{0xff});
 }
 
 template <class Ops>

@@ -6,7 +6,7 @@ import sys
 
 # A folder sees itself and the layers before its own: cpu and cuda, for one, never include each other.
 LAYERS = [{"version.hpp"}, {"core"}, {"hash", "estimate"}, {"index"}, {"sample"}, {"request.hpp"},
-          {"cpu", "cuda"}, {"attention.hpp"}]
+          {"cpu", "cuda"}, {"decode_layout.hpp"}, {"attention.hpp"}]
 # Header prefix -> the third-party headers that it may include.
 THIRD_PARTY = {"cpu/highway": ("hwy/",), "cpu/eigen": ("Eigen/",), "cpu/xsimd": ("xsimd/",),
                "cpu/openmp": ("omp.h",), "cuda/": ("cuda", "cooperative_groups", "cub/")}

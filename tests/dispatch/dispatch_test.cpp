@@ -69,7 +69,7 @@ struct Setup {
   }
 
   [[nodiscard]] engine::SampledPlan sampled() const {
-    return {.shape = problem.shape(), .sampler = &collisions};
+    return {.shape = problem.shape(), .sampler = &collisions, .exact_below = 0};
   }
   [[nodiscard]] engine::ExactPlan exact() const {
     return {.shape = problem.shape(), .sampler = &every_token};

@@ -128,8 +128,7 @@ void dump_outputs(Workbench& bench, const Source& all, const bench::Tables& tabl
   const DecodePlan<Collisions> plan{
       .shape = shape, .sampler = &sampler, .scale = bench.capture().scale(), .exact_below = 0};
   const auto backend = make_backend<Ops>(bench.pool());
-  std::vector<std::byte> workspace(
-      workspace_bytes(plan, bench.middle().size(), backend.executor.workers()));
+  std::vector<std::byte> workspace(workspace_bytes(plan, all.tokens(), backend.executor.workers()));
   const auto heads = static_cast<std::size_t>(shape.query_heads);
   const auto dim = static_cast<std::size_t>(shape.value_dim);
   for (const int row : bench.rows()) {
