@@ -78,7 +78,7 @@ void exact(State& state, Harness& harness, const Run& run) {
 template <class T>
 void tables(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape);
-  const Collisions sampler = make_collisions(workload.family(), 2);
+  const Collisions sampler = make_collisions(workload);
   const Rotation& rotation = tables_rotation(harness, workload, sampler);
   time_decode(state, workload, harness.pool(run.threads), sampler, rotation);
 }
@@ -149,11 +149,15 @@ template <class T>
 template <class T>
 void published(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape);
-  const Collisions sampler = make_collisions(workload.family(), 2);
+  const Collisions sampler = make_collisions(workload);
   workload.make_indexes(1);
-  std::vector<PublishedIndex> indexes;
-  indexes.push_back(PublishedIndex::copy_of(workload.index(0)));
-  Rotation rotation = published_rotation(workload, sampler, indexes.front().bytes());
+  auto& indexes = harness.keep<std::vector<PublishedIndex>>("published", [&] {
+    std::vector<PublishedIndex> first;
+    first.push_back(PublishedIndex::copy_of(workload.index(0)));
+    return first;
+  });
+  const Rotation& rotation = harness.rotation(
+      "published", [&] { return published_rotation(workload, sampler, indexes.front().bytes()); });
   workload.make_layers(rotation.layers);
   workload.make_norms(rotation.layers);
   while (static_cast<int>(indexes.size()) < rotation.layers) {
@@ -175,22 +179,28 @@ void published(State& state, Harness& harness, const Run& run) {
   set_counters(state, rotation, fastest);
 }
 
-/// A method of decode/...: its name and how it is run. A new method is a function like the two
-/// above and a line in methods().
+/// A method of decode/...: its name, how it is run and the hash tables it needs. A new method is a
+/// function like the three above and a line in methods().
 template <class T>
 struct Method {
   const char* name;
   void (*run)(State& state, Harness& harness, const Run& run);
+  TableSetting index = kPublished;
 };
 
 template <class T>
-constexpr std::array<Method<T>, 3> methods() {
-  return {{{"exact", exact<T>}, {"tables", tables<T>}, {"published", published<T>}}};
+constexpr std::array<Method<T>, 4> methods() {
+  return {{{"exact", exact<T>},
+           {"tables", tables<T>},
+           {"published", published<T>},
+           {"probing", tables<T>, kProbing}}};
 }
 
+// Of the methods, those that need these hash tables: a workload holds one kind at a time.
 template <class T>
-void register_run(Harness& harness, const Run& run) {
+void register_run(Harness& harness, Run run) {
   for (const Method<T>& method : methods<T>()) {
+    if (!(method.index == run.shape.index)) continue;
     // Not UseRealTime(): it appends to the name. The times shown are wall-clock times all the same;
     // only how often a step is repeated follows from the calling thread's CPU time.
     ::benchmark::RegisterBenchmark(
@@ -216,12 +226,15 @@ void register_decode(Harness& harness, const WorkloadShape& shape, bool all) {
 
 // Shape by shape, since a workload lives until another one is wanted.
 void register_all(Harness& harness, bool all) {
-  for (const TokenId tokens : {8192, 32768, 98304, 131072}) {
+  for (const TokenId tokens : {1024, 2048, 4096, 8192, 32768, 98304, 131072}) {
     for (const int dim : {64, 128}) {
       for (const int group : {1, 4, 8}) {
         const WorkloadShape shape{.tokens = tokens, .head_dim = dim, .group = group};
         register_stages(harness, shape, all);
         register_decode(harness, shape, all);
+        WorkloadShape probing = shape;
+        probing.index = kProbing;
+        register_decode(harness, probing, all);
       }
     }
   }

@@ -15,6 +15,9 @@
 
 namespace magicpig::bench {
 
+inline constexpr int kPublishedBits = kPublished.bits;
+inline constexpr int kPublishedTables = kPublished.tables;
+
 /// L hash tables of all middle tokens of one layer: 32-bit ids ordered by bucket, 32-bit offsets.
 class PublishedIndex {
  public:
@@ -22,19 +25,19 @@ class PublishedIndex {
   static PublishedIndex copy_of(const Tables& index) {
     PublishedIndex copy;
     copy.tokens_ = static_cast<std::size_t>(index.indexed().size());
-    const auto rows = static_cast<std::size_t>(index.kv_heads()) * kTables;
+    const auto rows = static_cast<std::size_t>(index.kv_heads()) * kPublishedTables;
     if (!copy.ids_.resize(rows * copy.tokens_) || !copy.offsets_.resize(rows * (kBuckets + 1))) {
       fail("no memory for the published index");
     }
     for (int h = 0; h < index.kv_heads(); ++h) {
-      for (int table = 0; table < kTables; ++table) copy.fill(index, h, table);
+      for (int table = 0; table < kPublishedTables; ++table) copy.fill(index, h, table);
     }
     return copy;
   }
 
   [[nodiscard]] std::span<const std::int32_t> bucket(int kv_head, int table, Code code) const {
     const std::size_t row =
-        static_cast<std::size_t>(kv_head) * kTables + static_cast<std::size_t>(table);
+        static_cast<std::size_t>(kv_head) * kPublishedTables + static_cast<std::size_t>(table);
     const std::int32_t* offsets = offsets_.data() + row * (kBuckets + 1) + code;
     const std::int32_t* ids = ids_.data() + row * tokens_;
     return {ids + offsets[0], ids + offsets[1]};
@@ -43,11 +46,11 @@ class PublishedIndex {
   [[nodiscard]] std::size_t bytes() const { return ids_.bytes() + offsets_.bytes(); }
 
  private:
-  static constexpr std::size_t kBuckets = std::size_t{1} << kBits;
+  static constexpr std::size_t kBuckets = std::size_t{1} << kPublishedBits;
 
   void fill(const Tables& index, int kv_head, int table) {
     const std::size_t row =
-        static_cast<std::size_t>(kv_head) * kTables + static_cast<std::size_t>(table);
+        static_cast<std::size_t>(kv_head) * kPublishedTables + static_cast<std::size_t>(table);
     std::int32_t* ids = ids_.data() + row * tokens_;
     std::int32_t* offsets = offsets_.data() + row * (kBuckets + 1);
     std::int32_t at = 0;
@@ -64,8 +67,8 @@ class PublishedIndex {
   }
 
   std::size_t tokens_ = 0;
-  Buffer<std::int32_t> ids_;      // [kv_heads, kTables, tokens]
-  Buffer<std::int32_t> offsets_;  // [kv_heads, kTables, kBuckets + 1]
+  Buffer<std::int32_t> ids_;      // [kv_heads, kPublishedTables, tokens]
+  Buffer<std::int32_t> offsets_;  // [kv_heads, kPublishedTables, kBuckets + 1]
 };
 
 /// One query head after the other, as described in Chen et al. 2024, algorithm 1: clear a byte mask
@@ -90,7 +93,7 @@ class PublishedDecode {
       : workload_(workload), heads_(static_cast<std::size_t>(workers)) {
     for (Head& head : heads_) {
       head.mask.resize(static_cast<std::size_t>(workload.shape().tokens));
-      head.codes.resize(kTables);
+      head.codes.resize(kPublishedTables);
       head.projections.resize(workload.family().scratch_floats(1));
       head.tokens.reserve(head.mask.size());
       head.weights.reserve(head.mask.size());
@@ -117,7 +120,7 @@ class PublishedDecode {
     for (TokenId t = middle.end; t < workload_.shape().tokens; ++t) head.tokens.push_back(t);
     const std::size_t exact = head.tokens.size();
     std::memset(head.mask.data(), 0, head.mask.size());
-    for (int table = 0; table < kTables; ++table) {
+    for (int table = 0; table < kPublishedTables; ++table) {
       const Code code = head.codes[static_cast<std::size_t>(table)];
       for (const std::int32_t id : index.bucket(query_head / group(), table, code)) {
         if (++head.mask[static_cast<std::size_t>(id)] == 2) head.tokens.push_back(id);
@@ -172,9 +175,9 @@ class PublishedDecode {
       if (i < exact) continue;
       const float norm = norms[head.tokens[i] - workload_.middle().begin];
       const float p = 1.0F - std::acos((dot - shift) * inverse / norm) * 0.318309886F;
-      const float a = std::pow(p, static_cast<float>(kBits));
-      const float none = std::pow(1.0F - a, static_cast<float>(kTables - 1));
-      head.weights[i] -= std::log(1.0F - none * (1.0F - a) - kTables * a * none);
+      const float a = std::pow(p, static_cast<float>(kPublishedBits));
+      const float none = std::pow(1.0F - a, static_cast<float>(kPublishedTables - 1));
+      head.weights[i] -= std::log(1.0F - none * (1.0F - a) - kPublishedTables * a * none);
     }
     const auto count = static_cast<int>(head.weights.size());
     const float sum =

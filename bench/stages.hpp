@@ -4,9 +4,11 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "magicpig/attention.hpp"
@@ -57,7 +59,7 @@ struct AttendMemory {
 inline void time_hash(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
   auto& workload = harness.workload<bf16>(shape);
   const RememberingHash& family = workload.family();
-  std::vector<Code> codes(static_cast<std::size_t>(shape.group * kTables));
+  std::vector<Code> codes(static_cast<std::size_t>(shape.group * shape.index.tables));
   std::vector<float> scratch(family.scratch_floats(shape.group));
   FastestIteration fastest;
   for (auto _ : state) {
@@ -77,7 +79,7 @@ inline void time_hash(::benchmark::State& state, Harness& harness, const Workloa
 template <class T>
 void time_retrieve(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
   auto& workload = harness.workload<T>(shape);
-  const Collisions sampler = make_collisions(workload.family(), 2);
+  const Collisions sampler = make_collisions(workload);
   Rotation rotation = tables_rotation(harness, workload, sampler);
   rotation.traffic.bytes = 0.0;
   for (int h = 0; h < kKvHeads; ++h) rotation.traffic.bytes += table_bytes(workload, h);
@@ -176,7 +178,7 @@ template <class T>
 void time_attend_candidates(::benchmark::State& state, Harness& harness,
                             const WorkloadShape& shape) {
   auto& workload = harness.workload<T>(shape);
-  const Collisions sampler = make_collisions(workload.family(), 2);
+  const Collisions sampler = make_collisions(workload);
   Rotation rotation = tables_rotation(harness, workload, sampler);
   rotation.traffic.bytes = 0.0;
   SamplerScratch<Collisions> scratch(sampler, workload);
@@ -204,6 +206,45 @@ void time_build(::benchmark::State& state, Harness& harness, const WorkloadShape
   }
   state.counters["bytes"] = static_cast<double>(index->bytes());
   state.counters["fastest_us"] = fastest.seconds() * 1e6;
+}
+
+/// What an index of one layer takes without the library: a plain loop for the projections,
+/// std::sort of (code, token) for each table. One thread, one pass: it takes minutes.
+template <class T>
+void time_plain_build(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
+  auto& workload = harness.workload<T>(shape);
+  const TokenRange middle = workload.middle();
+  const int dim = shape.head_dim;
+  const int tables = shape.index.tables;
+  const auto tokens = static_cast<std::size_t>(middle.size());
+  std::vector<float> planes;
+  for (int p = 0; p < tables * shape.index.bits; ++p) {
+    for (int j = 0; j < dim; ++j) planes.push_back(workload.family().plane(p, j));
+  }
+  std::vector<std::pair<Code, TokenId>> sorted(tokens * static_cast<std::size_t>(tables));
+  for (auto _ : state) {
+    for (int h = 0; h < kKvHeads; ++h) {
+      for (std::size_t t = 0; t < tokens; ++t) {
+        const T* key = workload.view(0).key(h, middle.begin + static_cast<TokenId>(t));
+        for (int l = 0; l < tables; ++l) {
+          unsigned code = 0;
+          for (int b = 0; b < shape.index.bits; ++b) {
+            const float* plane = planes.data() + std::int64_t{b * tables + l} * dim;
+            float sum = 0.0F;
+            for (int j = 0; j < dim; ++j) sum += plane[j] * to_float(key[j]);
+            code |= (sum > 0.0F ? 1U : 0U) << b;
+          }
+          sorted[static_cast<std::size_t>(l) * tokens + t] = {static_cast<Code>(code),
+                                                              static_cast<TokenId>(t)};
+        }
+      }
+      for (int l = 0; l < tables; ++l) {
+        const auto first = sorted.begin() + static_cast<std::ptrdiff_t>(l) * middle.size();
+        std::sort(first, first + middle.size());
+      }
+      ::benchmark::DoNotOptimize(sorted.data());
+    }
+  }
 }
 
 /// Taking over 1,024 more tokens into an index of one layer; the last segment is rewritten.
@@ -291,6 +332,14 @@ inline void register_index_stages(Harness& harness, const WorkloadShape& shape) 
   }
 }
 
+inline void register_plain_build(Harness& harness, const WorkloadShape& shape) {
+  register_stage(
+      "build_plain/n:" + std::to_string(shape.tokens) + "/dim:" + std::to_string(shape.head_dim) +
+          "/bf16",
+      [&harness, shape](::benchmark::State& s) { time_plain_build<bf16>(s, harness, shape); })
+      ->Iterations(1);
+}
+
 /// The stages at one shape: all of them, or those that run by default.
 inline void register_stages(Harness& harness, const WorkloadShape& shape, bool all) {
   const bool usual = shape.head_dim == 128 && shape.group == 4;
@@ -299,6 +348,7 @@ inline void register_stages(Harness& harness, const WorkloadShape& shape, bool a
   }
   if (shape.group == 4 && (all || (usual && shape.tokens == 8192))) {
     register_index_stages(harness, shape);
+    register_plain_build(harness, shape);
   }
   if (shape.tokens == 8192 && (all || usual)) {
     register_stage(

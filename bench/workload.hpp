@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <any>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -12,6 +13,7 @@
 #include <deque>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -32,8 +34,17 @@ namespace magicpig::bench {
 
 using Ops = HighwayOps;
 inline constexpr int kKvHeads = 8;
-inline constexpr int kBits = 10;
-inline constexpr int kTables = 150;
+
+/// Hash tables of an index, and how far they are probed.
+struct TableSetting {
+  int bits = 10;
+  int tables = 150;
+  int radius = 0;
+  friend bool operator==(const TableSetting&, const TableSetting&) = default;
+};
+inline constexpr TableSetting kPublished{};
+/// A third of the memory at about the same error.
+inline constexpr TableSetting kProbing{.bits = 12, .tables = 48, .radius = 1};
 
 /// Bytes of keys, values and indexes that a workload holds at most: 12 GiB, or half of what the
 /// system has left.
@@ -58,6 +69,7 @@ struct WorkloadShape {
   TokenId tokens = 0;
   int head_dim = 0;
   int group = 1;
+  TableSetting index = kPublished;
   friend bool operator==(const WorkloadShape&, const WorkloadShape&) = default;
 };
 
@@ -72,6 +84,7 @@ class RememberingHash {
   [[nodiscard]] int dim() const { return family_.dim(); }
   [[nodiscard]] int bits() const { return family_.bits(); }
   [[nodiscard]] int tables() const { return family_.tables(); }
+  [[nodiscard]] float plane(int number, int j) const { return family_.plane(number, j); }
   [[nodiscard]] double table_collision(double cosine, int radius) const {
     return family_.table_collision(cosine, radius);
   }
@@ -161,7 +174,7 @@ class Workload {
   using Input = DrawInput<Source, Tables>;
 
   Workload(const WorkloadShape& shape, ThreadPool& builders)
-      : shape_(shape), builders_(builders), family_(make_family(shape.head_dim)) {
+      : shape_(shape), builders_(builders), family_(make_family(shape)) {
     auto context = SyntheticContext<T>::create(builders, {.tokens = shape.tokens,
                                                           .kv_heads = kKvHeads,
                                                           .group = shape.group,
@@ -264,8 +277,9 @@ class Workload {
     Buffer<float> norms;  // [kv_heads, middle]
   };
 
-  static RememberingHash make_family(int dim) {
-    auto family = SimHash::create({.dim = dim, .bits = kBits, .tables = kTables, .seed = 1});
+  static RememberingHash make_family(const WorkloadShape& shape) {
+    auto family = SimHash::create(
+        {.dim = shape.head_dim, .bits = shape.index.bits, .tables = shape.index.tables, .seed = 1});
     if (!family.ok()) fail(family.status().message());
     return RememberingHash(std::move(*family));
   }
@@ -323,7 +337,10 @@ template <class T>
 [[nodiscard]] double table_bytes(const Workload<T>& workload, int kv_head) {
   const QueryGroup queries = workload.queries(kv_head);
   const Tables& index = workload.index(0);
-  std::vector<Code> codes(static_cast<std::size_t>(queries.count * kTables));
+  const TableSetting& setting = workload.shape().index;
+  const auto ball = HammingBall::create(setting.bits, setting.radius);
+  if (!ball.ok()) fail(ball.status().message());
+  std::vector<Code> codes(static_cast<std::size_t>(queries.count * setting.tables));
   std::vector<float> scratch(workload.family().scratch_floats(queries.count));
   workload.family().template hash<Ops>(queries.data, queries.count, codes.data(), scratch.data());
   double bytes = 0.0;
@@ -331,13 +348,15 @@ template <class T>
     const Segment& segment = index.segment(s, kv_head);
     LineSet ids;
     LineSet offsets;  // by place in the array [tables, buckets + 1], which starts a line
-    for (int g = 0; g < queries.count; ++g) {
-      for (int l = 0; l < kTables; ++l) {
-        const int code = codes[static_cast<std::size_t>(g * kTables + l)];
-        const auto bucket = segment.bucket(l, code);
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const int table = static_cast<int>(i) % setting.tables;
+      for (const Code mask : ball->masks()) {
+        const int code = codes[i] ^ mask;
+        const auto bucket = segment.bucket(table, code);
         ids.add(bucket.data(), bucket.size_bytes());
         const std::size_t place =
-            static_cast<std::size_t>(l * (bucket_count(kBits) + 1) + code) * sizeof(std::uint16_t);
+            static_cast<std::size_t>(table * (bucket_count(setting.bits) + 1) + code) *
+            sizeof(std::uint16_t);
         offsets.add_place(place, 2 * sizeof(std::uint16_t));
       }
     }
@@ -420,6 +439,7 @@ class Harness {
     if (slot == nullptr || !(slot->shape() == shape)) {
       std::apply([](auto&... any) { (any.reset(), ...); }, workloads_);
       rotations_.clear();
+      kept_.clear();
       const auto cpus = static_cast<int>(allowed_cpus().size());
       slot = std::make_unique<Workload<T>>(shape, pool(std::max(1, cpus)));
     }
@@ -435,6 +455,14 @@ class Harness {
     return rotations_.emplace_back(name, make()).second;
   }
 
+  /// Something else kept under this name for the present workload, or what `make` makes of it.
+  template <class Thing, class Make>
+  [[nodiscard]] Thing& keep(const std::string& name, const Make& make) {
+    std::any& place = kept_[name];
+    if (!place.has_value()) place = std::make_shared<Thing>(make());
+    return *std::any_cast<std::shared_ptr<Thing>&>(place);
+  }
+
   [[nodiscard]] ThreadPool& pool(int workers) {
     for (const auto& known : pools_) {
       if (known->workers() == workers) return *known;
@@ -448,13 +476,20 @@ class Harness {
              std::unique_ptr<Workload<float>>>
       workloads_;
   std::deque<std::pair<std::string, Rotation>> rotations_;
+  std::map<std::string, std::any> kept_;
 };
 
 /// Collisions in at least t tables, on the family of a workload.
-[[nodiscard]] inline Collisions make_collisions(const RememberingHash& family, int min_collisions) {
-  auto sampler = Collisions::create(family, {.min_collisions = min_collisions});
+[[nodiscard]] inline Collisions make_collisions(const RememberingHash& family, int min_collisions,
+                                                int radius = 0) {
+  auto sampler =
+      Collisions::create(family, {.min_collisions = min_collisions, .probe_radius = radius});
   if (!sampler.ok()) fail(sampler.status().message());
   return std::move(*sampler);
+}
+template <class T>
+[[nodiscard]] Collisions make_collisions(const Workload<T>& workload) {
+  return make_collisions(workload.family(), 2, workload.shape().index.radius);
 }
 
 /// Puts the machine's facts into the header of every report and measures its read bandwidth.
