@@ -153,7 +153,7 @@ void published(State& state, Harness& harness, const Run& run) {
   workload.make_indexes(1);
   auto& indexes = harness.keep<std::vector<PublishedIndex>>("published", [&] {
     std::vector<PublishedIndex> first;
-    first.push_back(PublishedIndex::copy_of(workload.index(0)));
+    first.push_back(PublishedIndex::copy_of(workload.index(0), workload.pages().index));
     return first;
   });
   const Rotation& rotation = harness.rotation(
@@ -161,7 +161,7 @@ void published(State& state, Harness& harness, const Run& run) {
   workload.make_layers(rotation.layers);
   workload.make_norms(rotation.layers);
   while (static_cast<int>(indexes.size()) < rotation.layers) {
-    indexes.push_back(PublishedIndex::copy_of(workload.index(0)));
+    indexes.push_back(PublishedIndex::copy_of(workload.index(0), workload.pages().index));
   }
   PublishedDecode<T> decode(workload, run.threads);
   std::vector<float> out(workload.queries().size());
@@ -245,7 +245,7 @@ void register_all(Harness& harness, bool all) {
 
 int main(int argc, char** argv) {
   const bool all = wants_all(argc, argv);
-  Harness harness;
+  Harness harness(argc, argv);
   register_all(harness, all);
   return run_benchmarks(harness, argc, argv);
 }

@@ -76,7 +76,7 @@ Sampler made(Result<Sampler> sampler) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Harness harness;
+  Harness harness(argc, argv);
   for (const int t : {1, 2, 3}) {
     register_sampler(harness, "collisions_t" + std::to_string(t),
                      [t](const RememberingHash& family) { return make_collisions(family, t); });

@@ -22,11 +22,12 @@ inline constexpr int kPublishedTables = kPublished.tables;
 class PublishedIndex {
  public:
   /// The same buckets as those of `index`.
-  static PublishedIndex copy_of(const Tables& index) {
+  static PublishedIndex copy_of(const Tables& index, MemoryAdvice advice) {
     PublishedIndex copy;
     copy.tokens_ = static_cast<std::size_t>(index.indexed().size());
     const auto rows = static_cast<std::size_t>(index.kv_heads()) * kPublishedTables;
-    if (!copy.ids_.resize(rows * copy.tokens_) || !copy.offsets_.resize(rows * (kBuckets + 1))) {
+    if (!copy.ids_.resize(rows * copy.tokens_, advice) ||
+        !copy.offsets_.resize(rows * (kBuckets + 1), advice)) {
       fail("no memory for the published index");
     }
     for (int h = 0; h < index.kv_heads(); ++h) {

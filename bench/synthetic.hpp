@@ -34,6 +34,7 @@ struct SyntheticConfig {
   double centre_cosine = -0.6;  ///< between a query and the centre c
   double sink_share = 0.5;      ///< of the softmax weight, for the first kSinkTokens tokens
   std::uint64_t seed = 1;
+  MemoryAdvice memory_advice = nullptr;  ///< for keys and values
 };
 
 inline constexpr TokenId kSinkTokens = 4;
@@ -306,7 +307,8 @@ class SyntheticContext {
     const auto dim = static_cast<std::size_t>(config_.head_dim);
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const std::size_t rows = heads * static_cast<std::size_t>(config_.tokens);
-    return keys_.resize(rows * dim) && values_.resize(rows * dim) &&
+    return keys_.resize(rows * dim, config_.memory_advice) &&
+           values_.resize(rows * dim, config_.memory_advice) &&
            queries_.resize(heads * static_cast<std::size_t>(config_.group) * dim);
   }
 

@@ -27,6 +27,7 @@
 
 #include "machine.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/core/huge_pages.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "synthetic.hpp"
 
@@ -165,6 +166,12 @@ class LineSet {
   std::vector<std::uintptr_t> lines_;
 };
 
+/// The advice on memory that nothing keeps in cache.
+struct Pages {
+  MemoryAdvice index = nullptr;  ///< of hash tables
+  MemoryAdvice cache = nullptr;  ///< of keys and values
+};
+
 /// Layers with the same numbers in memory of their own: the second and later ones are copies of the
 /// first, each with its own index. A program makes one at a time.
 template <class T>
@@ -173,12 +180,13 @@ class Workload {
   using Source = StridedKeyValues<T>;
   using Input = DrawInput<Source, Tables>;
 
-  Workload(const WorkloadShape& shape, ThreadPool& builders)
-      : shape_(shape), builders_(builders), family_(make_family(shape)) {
+  Workload(const WorkloadShape& shape, ThreadPool& builders, const Pages& pages)
+      : shape_(shape), builders_(builders), pages_(pages), family_(make_family(shape)) {
     auto context = SyntheticContext<T>::create(builders, {.tokens = shape.tokens,
                                                           .kv_heads = kKvHeads,
                                                           .group = shape.group,
-                                                          .head_dim = shape.head_dim});
+                                                          .head_dim = shape.head_dim,
+                                                          .memory_advice = pages.cache});
     if (!context.ok()) fail(context.status().message());
     context_.emplace(std::move(*context));
     layers_.emplace_back();
@@ -195,6 +203,7 @@ class Workload {
     return {
         .data = queries().data() + kv_head * size, .count = shape_.group, .dim = shape_.head_dim};
   }
+  [[nodiscard]] const Pages& pages() const { return pages_; }
   [[nodiscard]] const Source& view(int layer) const { return *at(layer).view; }
   [[nodiscard]] const Tables& index(int layer) const { return *at(layer).index; }
   [[nodiscard]] float scale() const {
@@ -217,7 +226,7 @@ class Workload {
     for (int l = 0; l < count; ++l) {
       auto& index = layers_[static_cast<std::size_t>(l)].index;
       if (index.has_value()) continue;
-      auto made = Tables::create(family_, {.kv_heads = kKvHeads});
+      auto made = Tables::create(family_, {.kv_heads = kKvHeads, .memory_advice = pages_.index});
       if (!made.ok()) fail(made.status().message());
       index.emplace(std::move(*made));
       const Status status = index->build(backend, view(l), middle());
@@ -246,7 +255,7 @@ class Workload {
     for (int l = 0; l < count; ++l) {
       Buffer<float>& norms = layers_[static_cast<std::size_t>(l)].norms;
       if (norms.size() != 0) continue;
-      if (!norms.resize(size * kKvHeads)) fail("no memory for norms");
+      if (!norms.resize(size * kKvHeads, pages_.index)) fail("no memory for norms");
       for (int h = 0; h < kKvHeads; ++h) {
         std::memcpy(norms.data() + static_cast<std::size_t>(h) * size, index(0).norms(h),
                     size * sizeof(float));
@@ -284,8 +293,8 @@ class Workload {
     return RememberingHash(std::move(*family));
   }
 
-  static bool copy(std::span<const T> from, Buffer<T>& to) {
-    if (!to.resize(from.size())) return false;
+  bool copy(std::span<const T> from, Buffer<T>& to) const {
+    if (!to.resize(from.size(), pages_.cache)) return false;
     std::memcpy(to.data(), from.data(), from.size_bytes());
     return true;
   }
@@ -296,6 +305,7 @@ class Workload {
 
   WorkloadShape shape_;
   ThreadPool& builders_;
+  Pages pages_;
   RememberingHash family_;
   std::optional<SyntheticContext<T>> context_;
   std::deque<Layer> layers_;
@@ -429,9 +439,26 @@ template <class T>
   return {.traffic = traffic, .layers = layers};
 }
 
+/// Whether an argument begins with `prefix`.
+[[nodiscard]] inline bool has_argument(int argc, char** argv, const char* prefix) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string(argv[i]).rfind(prefix, 0) == 0) return true;
+  }
+  return false;
+}
+
+/// Pages of --huge_pages=index (hash tables alone) or --huge_pages=all (keys and values, too).
+[[nodiscard]] inline Pages wanted_pages(int argc, char** argv) {
+  if (has_argument(argc, argv, "--huge_pages=index")) return {.index = advise_huge_pages};
+  if (!has_argument(argc, argv, "--huge_pages=all")) return {};
+  return {.index = advise_huge_pages, .cache = advise_huge_pages};
+}
+
 /// Keeps what benchmarks share: the newest workload, and a warmed pool for each number of threads.
 class Harness {
  public:
+  Harness(int argc, char** argv) : pages_(wanted_pages(argc, argv)) {}
+
   /// The workload of this type and shape; any other is dropped first.
   template <class T>
   [[nodiscard]] Workload<T>& workload(const WorkloadShape& shape) {
@@ -441,7 +468,7 @@ class Harness {
       rotations_.clear();
       kept_.clear();
       const auto cpus = static_cast<int>(allowed_cpus().size());
-      slot = std::make_unique<Workload<T>>(shape, pool(std::max(1, cpus)));
+      slot = std::make_unique<Workload<T>>(shape, pool(std::max(1, cpus)), pages_);
     }
     return *slot;
   }
@@ -470,7 +497,10 @@ class Harness {
     return *pools_.emplace_back(make_warm_pool(workers));
   }
 
+  [[nodiscard]] const Pages& pages() const { return pages_; }
+
  private:
+  Pages pages_;
   std::vector<std::unique_ptr<ThreadPool>> pools_;  // outlive the workloads that use them
   std::tuple<std::unique_ptr<Workload<bf16>>, std::unique_ptr<Workload<fp16>>,
              std::unique_ptr<Workload<float>>>
@@ -504,6 +534,9 @@ inline void describe_machine(Harness& harness) {
     ::benchmark::AddCustomContext(
         threads == 1 ? "read_GB_per_s_1_thread" : "read_GB_per_s_2_threads", text);
   }
+  ::benchmark::AddCustomContext("huge_pages", harness.pages().index == nullptr   ? "none"
+                                              : harness.pages().cache == nullptr ? "index"
+                                                                                 : "all");
   ::benchmark::AddCustomContext("threads", "one warmed pool per number, each thread pinned");
 }
 
@@ -529,14 +562,6 @@ inline void set_counters(::benchmark::State& state, const Rotation& rotation,
   state.counters["fastest_GB_per_s"] = rotation.traffic.bytes / fastest.seconds() * 1e-9;
 }
 
-/// Whether an argument begins with `prefix`.
-[[nodiscard]] inline bool has_argument(int argc, char** argv, const char* prefix) {
-  for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]).rfind(prefix, 0) == 0) return true;
-  }
-  return false;
-}
-
 /// Whether all runs are to be registered: a filter or a list was asked for.
 [[nodiscard]] inline bool wants_all(int argc, char** argv) {
   return has_argument(argc, argv, "--benchmark_filter") ||
@@ -548,6 +573,12 @@ inline void set_counters(::benchmark::State& state, const Rotation& rotation,
 /// registered.
 inline int run_benchmarks(Harness& harness, int argc, char** argv) {
   const bool names_only = has_argument(argc, argv, "--benchmark_list_tests");
+  argc = static_cast<int>(std::remove_if(argv + 1, argv + argc,
+                                         [](const char* argument) {
+                                           return std::string(argument) == "--huge_pages=index" ||
+                                                  std::string(argument) == "--huge_pages=all";
+                                         }) -
+                          argv);
   ::benchmark::Initialize(&argc, argv);
   if (::benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   if (!names_only) describe_machine(harness);

@@ -9,7 +9,8 @@ LAYERS = [{"version.hpp"}, {"core"}, {"hash", "estimate"}, {"index"}, {"sample"}
           {"cpu", "cuda"}, {"decode_layout.hpp"}, {"attention.hpp"}]
 # Header prefix -> the third-party headers that it may include.
 THIRD_PARTY = {"cpu/highway": ("hwy/",), "cpu/eigen": ("Eigen/",), "cpu/xsimd": ("xsimd/",),
-               "cpu/openmp": ("omp.h",), "cuda/": ("cuda", "cooperative_groups", "cub/")}
+               "cpu/openmp": ("omp.h",), "core/huge_pages": ("sys/mman.h", "unistd.h"),
+               "cuda/": ("cuda", "cooperative_groups", "cub/")}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 # <vector>, <cstdint>: no folder and no suffix. Of the C headers, math.h: its functions are not inline.
 STANDARD = re.compile(r"^([a-z_0-9]+|math\.h)$")

@@ -368,6 +368,37 @@ TEST_CASE("bytes counts ids, offsets, norms and centres") {
   CHECK(index.bytes() == 2 * (300 * (2 * 9 + 4) + 5 * (2 * 9 * (16 + 1)) + 20 * sizeof(float)));
 }
 
+std::size_t advised_bytes = 0;
+
+void add_bytes(void*, std::size_t bytes) noexcept { advised_bytes += bytes; }
+
+TEST_CASE("every array of ids, offsets and norms is shown to the memory advice") {
+  advised_bytes = 0;
+  SerialExecutor serial;
+  const auto backend = make_backend<ScalarOps>(serial);
+  const auto problem = make_problem<float>(400);
+  const auto source = problem.source();
+  const SimHash family = make_family();
+  const BucketTablesConfig config{
+      .kv_heads = 2, .segment_tokens = 64, .seal_tokens = 1, .memory_advice = add_bytes};
+  Tables index = std::move(*Tables::create(family, config));
+  CHECK(advised_bytes == 0);
+  REQUIRE(index.build(backend, source, {.begin = 4, .end = 260}).ok());
+  const std::size_t centres = 2 * 20 * sizeof(float);
+  CHECK(advised_bytes == index.bytes() - centres);
+  // 4 full segments stay as they are; what is new are 2 segments and the norms of 1.5 times as
+  // many.
+  advised_bytes = 0;
+  REQUIRE(index.append(backend, source, 340).ok());
+  std::size_t fresh = 2 * (336 + 168) * sizeof(float);
+  for (int h = 0; h < 2; ++h) fresh += index.segment(4, h).bytes() + index.segment(5, h).bytes();
+  CHECK(advised_bytes == fresh);
+  Tables plain = make_index(family);
+  REQUIRE(plain.build(backend, source, {.begin = 4, .end = 260}).ok());
+  REQUIRE(plain.append(backend, source, 340).ok());
+  check_same(index, plain);
+}
+
 TEST_CASE("the documented 308.7 bytes per token at (10, 150) in full segments") {
   const double per_token = 2.0 * 150 + 4 + 2.0 * 150 * (1024 + 1) / kMaxSegmentTokens;
   CHECK(per_token == doctest::Approx(308.7).epsilon(2e-4));

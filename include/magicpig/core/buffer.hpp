@@ -17,6 +17,11 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Alignment of every array of the library: a cache line, and the widest vector register.
 inline constexpr std::size_t kAlignment = 64;
 
+/// Told of an array before anything is written to it, so that a host may choose its pages: huge
+/// ones (advise_huge_pages() in core/huge_pages.hpp), or those of a NUMA node. Called on the thread
+/// that allocates; the array may begin and end within a page, and is freed without another call.
+using MemoryAdvice = void (*)(void* data, std::size_t bytes) noexcept;
+
 /// Owned array of trivially copyable T. Not copyable; moved from, it is empty.
 template <class T>
 class Buffer {
@@ -39,12 +44,14 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { ::operator delete (data_, std::align_val_t{kAlignment}); }
 
-  /// Room for `capacity` elements; false when memory is short, and then nothing has changed.
-  [[nodiscard]] bool reserve(std::size_t capacity) noexcept {
+  /// Room for `capacity` elements; false when memory is short, and then nothing has changed. New
+  /// memory is shown to `advice`, if there is one.
+  [[nodiscard]] bool reserve(std::size_t capacity, MemoryAdvice advice = nullptr) noexcept {
     if (capacity <= capacity_) return true;
     if (capacity > static_cast<std::size_t>(PTRDIFF_MAX) / sizeof(T)) return false;
     void* fresh = ::operator new (capacity * sizeof(T), std::align_val_t{kAlignment}, std::nothrow);
     if (fresh == nullptr) return false;
+    if (advice != nullptr) advice(fresh, capacity * sizeof(T));
     if (size_ != 0) std::memcpy(fresh, data_, size_ * sizeof(T));
     ::operator delete (data_, std::align_val_t{kAlignment});
     data_ = static_cast<T*>(fresh);
@@ -53,8 +60,8 @@ class Buffer {
   }
 
   /// `size` elements; new ones are not initialised. False as for reserve().
-  [[nodiscard]] bool resize(std::size_t size) noexcept {
-    if (!reserve(size)) return false;
+  [[nodiscard]] bool resize(std::size_t size, MemoryAdvice advice = nullptr) noexcept {
+    if (!reserve(size, advice)) return false;
     size_ = size;
     return true;
   }

@@ -2,8 +2,6 @@
 // (K, L) bucket tables over the keys of one layer: the index MagicPIG is published with.
 #pragma once
 
-#include <math.h>
-
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +14,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
+#include "magicpig/index/key_hasher.hpp"
 #include "magicpig/index/segment.hpp"
 #include "magicpig/version.hpp"
 
@@ -29,6 +28,8 @@ struct BucketTablesConfig {
   /// append() takes tokens in multiples of this, at least 1; up to seal_tokens - 1 newest tokens
   /// stay exact. Each append rewrites the last segment, so larger is cheaper.
   int seal_tokens = 1024;
+  /// Shown every array of ids, offsets and norms before it is filled; null for none.
+  MemoryAdvice memory_advice = nullptr;
 };
 
 /// For each KV head, L hash tables of the centred keys k - c of a range of tokens. c, the mean of
@@ -163,8 +164,6 @@ class BucketTables {
   }
 
  private:
-  static constexpr int kBlock = 256;  // tokens per hashing task
-
   BucketTables(const Family& family, const BucketTablesConfig& config)
       : family_(&family), config_(config) {}
 
@@ -185,16 +184,15 @@ class BucketTables {
 
   // Everything a change needs before it can be committed.
   struct Change {
+    explicit Change(const Family& family) : hasher(family) {}
+
     TokenRange tokens;
     int first_segment = 0;
     int segments = 0;                     // rewritten or new
     std::unique_ptr<Segment[]> fresh;     // [segments, kv_heads]
     std::unique_ptr<Segment[]> combined;  // room for all segments, old and new
-    Buffer<double> sums;                  // [kv_heads, dim]
-    Buffer<Code> codes;                   // [tables, tokens], one segment of one head
-    Buffer<float> scratch;                // [workers, scratch_floats]
-    Buffer<Code> batch;                   // [workers, kHashBatch, tables]
-    std::size_t scratch_floats = 0;       // per worker: centred keys and projections
+    KeyHasher<Family> hasher;
+    Buffer<Code> codes;  // [tables, tokens], one segment of one head
   };
 
   // Indexes [range_.end, end): makes the new segments aside, then commits.
@@ -205,13 +203,15 @@ class BucketTables {
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
-    Change change;
+    Change change(*family_);
     change.tokens = {.begin = range_.end, .end = end};
     if (!prepare(change, workers)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
-    if (range_.empty()) make_centres(backend, source, change);
+    if (range_.empty()) {
+      change.hasher.make_centres(backend, source, change.tokens, centres_.data());
+    }
     for (int s = 0; s < change.segments; ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
         const Status status = make_segment(backend, source, change, s, h);
@@ -239,8 +239,6 @@ class BucketTables {
 
   bool prepare(Change& change, int workers) noexcept {
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
-    const auto tables = static_cast<std::size_t>(family_->tables());
-    const auto crew = static_cast<std::size_t>(workers);
     const TokenId total = change.tokens.end - range_.begin;
     const int all_segments = segments_for(total);
     change.first_segment = range_.size() / config_.segment_tokens;
@@ -252,38 +250,19 @@ class BucketTables {
     if (change.fresh == nullptr || change.combined == nullptr) return false;
     const TokenId longest =
         total < config_.segment_tokens ? total : TokenId{config_.segment_tokens};
-    change.scratch_floats = family_->scratch_floats(kHashBatch) +
-                            static_cast<std::size_t>(kHashBatch) * static_cast<std::size_t>(dim());
-    if (!change.sums.resize(heads * static_cast<std::size_t>(dim())) ||
-        !change.codes.resize(tables * static_cast<std::size_t>(longest)) ||
-        !change.scratch.resize(crew * change.scratch_floats) ||
-        !change.batch.resize(crew * static_cast<std::size_t>(kHashBatch) * tables)) {
+    if (!change.hasher.reserve(config_.kv_heads, workers) ||
+        !change.codes.resize(static_cast<std::size_t>(family_->tables()) *
+                             static_cast<std::size_t>(longest))) {
       return false;
     }
     const auto needed = static_cast<std::size_t>(total);
     for (int h = 0; h < config_.kv_heads; ++h) {
       // A first build takes what it needs, growth takes half as much again.
       const bool growing = norms_of(h).size() != 0 && needed * sizeof(float) > norms_of(h).bytes();
-      if (!norms_of(h).reserve(growing ? needed + needed / 2 : needed)) return false;
+      const std::size_t room = growing ? needed + needed / 2 : needed;
+      if (!norms_of(h).reserve(room, config_.memory_advice)) return false;
     }
     return true;
-  }
-
-  // Means of the keys of `tokens`, one pass over them, summed in double and in token order.
-  template <class Backend, KeyValueSource Source>
-  void make_centres(const Backend& backend, const Source& source, Change& change) noexcept {
-    backend.executor.parallel_for(config_.kv_heads, [&](int h, int) {
-      double* sums = change.sums.data() + std::int64_t{h} * dim();
-      for (int j = 0; j < dim(); ++j) sums[j] = 0.0;
-      for (TokenId t = change.tokens.begin; t < change.tokens.end; ++t) {
-        const auto* key = source.key(h, t);
-        for (int j = 0; j < dim(); ++j) sums[j] += static_cast<double>(scalar_at(key, j));
-      }
-      for (int j = 0; j < dim(); ++j) {
-        centres_.data()[std::int64_t{h} * dim() + j] =
-            static_cast<float>(sums[j] / static_cast<double>(change.tokens.size()));
-      }
-    });
   }
 
   // Makes fresh segment `s` of the change for one head: old tokens of the segment, then new ones.
@@ -301,83 +280,24 @@ class BucketTables {
         change.fresh[static_cast<std::size_t>(s) * static_cast<std::size_t>(config_.kv_heads) +
                      static_cast<std::size_t>(kv_head)];
     if (!fresh.allocate(family_->tables(), bucket_count(family_->bits()),
-                        old.tokens() + tokens.size())) {
+                        old.tokens() + tokens.size(), config_.memory_advice)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
                            old.tokens() + tokens.size());
     }
-    const int blocks = (tokens.size() + kBlock - 1) / kBlock;
-    backend.executor.parallel_for(blocks, [&](int block, int worker) {
-      hash_block(backend, source, change, {.tokens = tokens, .head = kv_head, .block = block},
-                 worker);
-    });
-    const float* norms = norms_of(kv_head).data();
-    for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-      if (std::isfinite(norms[t - range_.begin])) continue;
+    float* norms = norms_of(kv_head).data() + (tokens.begin - range_.begin);
+    change.hasher.hash(backend, source, kv_head, tokens, centre(kv_head), norms,
+                       change.codes.data());
+    for (int i = 0; i < tokens.size(); ++i) {
+      if (std::isfinite(norms[i])) continue;
+      // The centre spreads one such key to the norms of all; without one this norm overflowed.
+      const TokenId token = first_not_finite(source, kv_head, change.tokens, tokens.begin + i);
       return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
-                           find_not_finite(source, change.tokens, kv_head, t), kv_head);
+                           token, kv_head);
     }
     backend.executor.parallel_for(family_->tables(), [&](int table, int) {
       fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
     });
     return Status();
-  }
-
-  // The first token whose key is not finite: the centre spreads it to the norms of all. Without one
-  // it was the norm of `suspect` that is beyond float32.
-  template <KeyValueSource Source>
-  TokenId find_not_finite(const Source& source, TokenRange tokens, int kv_head,
-                          TokenId suspect) const {
-    for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-      const auto* key = source.key(kv_head, t);
-      for (int j = 0; j < dim(); ++j) {
-        if (!std::isfinite(scalar_at(key, j))) return t;
-      }
-    }
-    return suspect;
-  }
-
-  struct Block {
-    TokenRange tokens;  // new tokens of the segment
-    int head = 0;
-    int block = 0;
-  };
-
-  // Norms and codes of one block of new tokens; codes go to change.codes [tables, tokens].
-  template <class Backend, KeyValueSource Source>
-  void hash_block(const Backend&, const Source& source, Change& change, const Block& work,
-                  int worker) noexcept {
-    const int tables = family_->tables();
-    float* centred =
-        change.scratch.data() + static_cast<std::size_t>(worker) * change.scratch_floats;
-    float* scratch = centred + std::int64_t{kHashBatch} * dim();
-    Code* batch = change.batch.data() + std::int64_t{worker} * kHashBatch * tables;
-    float* norms = norms_of(work.head).data();
-    const TokenId first = work.tokens.begin + work.block * kBlock;
-    const TokenId last = first + kBlock < work.tokens.end ? first + kBlock : work.tokens.end;
-    for (TokenId t = first; t < last; t += kHashBatch) {
-      const int count = last - t < kHashBatch ? last - t : kHashBatch;
-      for (int i = 0; i < count; ++i) {
-        norms[t + i - range_.begin] = centre_key(source.key(work.head, t + i), centre(work.head),
-                                                 centred + std::int64_t{i} * dim());
-      }
-      family_->template hash<typename Backend::Ops>(centred, count, batch, scratch);
-      for (int l = 0; l < tables; ++l) {
-        Code* row =
-            change.codes.data() + std::int64_t{l} * work.tokens.size() + (t - work.tokens.begin);
-        for (int i = 0; i < count; ++i) row[i] = batch[std::int64_t{i} * tables + l];
-      }
-    }
-  }
-
-  // out = key - centre, returns its norm.
-  template <class T>
-  float centre_key(const T* key, const float* centre_row, float* out) const {
-    double sum = 0.0;
-    for (int j = 0; j < dim(); ++j) {
-      out[j] = scalar_at(key, j) - centre_row[j];
-      sum += static_cast<double>(out[j]) * static_cast<double>(out[j]);
-    }
-    return static_cast<float>(::sqrt(sum));
   }
 
   void commit(Change& change) noexcept {

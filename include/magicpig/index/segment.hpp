@@ -40,13 +40,14 @@ class Segment {
   }
 
   /// Room for `tables` tables of `tokens` tokens, contents undefined. False when memory is short.
-  [[nodiscard]] bool allocate(int tables, int buckets, int tokens) noexcept {
+  [[nodiscard]] bool allocate(int tables, int buckets, int tokens,
+                              MemoryAdvice advice = nullptr) noexcept {
     tables_ = tables;
     buckets_ = buckets;
     tokens_ = tokens;
-    return ids_.resize(static_cast<std::size_t>(tables) * static_cast<std::size_t>(tokens)) &&
-           offsets_.resize(static_cast<std::size_t>(tables) *
-                           static_cast<std::size_t>(buckets + 1));
+    const auto rows = static_cast<std::size_t>(tables);
+    return ids_.resize(rows * static_cast<std::size_t>(tokens), advice) &&
+           offsets_.resize(rows * static_cast<std::size_t>(buckets + 1), advice);
   }
 
   /// Fills one table with the first old.tokens() tokens of `old` and then the tokens whose codes
