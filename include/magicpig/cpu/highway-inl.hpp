@@ -100,8 +100,10 @@ struct HighwayLoads {
     a = hn::IfThenZeroElse(hn::FirstN(d, first), a);
     b = hn::IfThenZeroElse(hn::FirstN(d, zeros - first), b);
   }
-  /// Blocks hold whole steps.
-  HWY_INLINE static void load_rest(const q8_0*, std::size_t, Vector&, Vector&) {}
+  /// Blocks hold whole steps, so there is no rest; written all the same, or compilers warn of it.
+  HWY_INLINE static void load_rest(const q8_0*, std::size_t, Vector& a, Vector& b) {
+    a = b = hn::Zero(Tag());
+  }
 
   /// Floats [0, step()) in the order in which scalars of type T are loaded, and back.
   template <class T>
@@ -187,8 +189,7 @@ class HighwayQueries {
  private:
   HWY_INLINE static void copy(const float* from, float* to) {
     const hn::CappedTag<float, 16> d;
-    Vector a = hn::Undefined(d);
-    Vector b = hn::Undefined(d);
+    Vector a, b;  // load_like() writes them
     Loads::load_like<T>(from, a, b);
     hn::StoreU(a, d, to);
     hn::StoreU(b, d, to + hn::Lanes(d));
@@ -235,8 +236,8 @@ class HighwayDots {
       }
     };
     const auto add_step = [&](const float* query, const auto& load) HWY_ATTR {
-      Vector r0 = hn::Undefined(d), r1 = hn::Undefined(d), r2 = r0, r3 = r1;
-      Vector s0 = hn::Undefined(d), s1 = hn::Undefined(d), s2 = s0, s3 = s1;
+      Vector r0, r1, r2, r3;  // load() writes them
+      Vector s0, s1, s2, s3;
       load(block.rows[0], r0, s0);
       load(block.rows[1], r1, s1);
       load(block.rows[2], r2, s2);
@@ -373,8 +374,7 @@ class HighwaySums {
         prefetch_row(block.rows.next, i, row_bytes<T>(column),
                      row_bytes<T>(column + Loads::step()));
       }
-      Vector r = hn::Undefined(d);
-      Vector s = hn::Undefined(d);
+      Vector r, s;  // load() writes them
       load(block.rows.rows[i], r, s);
       each_head([=](std::size_t g, Vector& a, Vector& b) HWY_ATTR {
         const Vector w =
