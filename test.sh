@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # test.sh [PRESET...]: installs what is missing, builds with warnings as errors, runs all tests.
-# Presets: release asan (both by default), dev, tsan, no-exceptions, clang.
+# Presets: release asan (both by default), dev, tsan, no-exceptions, clang, arm64 (in QEMU).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 presets=("$@")
 ((${#presets[@]})) || presets=(release asan)
 
-scripts/install_dependencies.sh build test
+groups=(build test)
+[[ " ${presets[*]} " != *" arm64 "* ]] || groups+=(arm64)
+scripts/install_dependencies.sh "${groups[@]}"
 command -v ninja >/dev/null && export CMAKE_GENERATOR="${CMAKE_GENERATOR:-Ninja}"
 CTEST_PARALLEL_LEVEL="${CTEST_PARALLEL_LEVEL:-$(nproc)}"
 export CTEST_PARALLEL_LEVEL

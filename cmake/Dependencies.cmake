@@ -2,12 +2,15 @@
 # One function per third-party library: a target that exists, else an installed package, else a pinned archive.
 include(FetchContent)
 
-# magicpig_find_or_fetch(<package> <version> TARGET <target> URL <url> SHA256 <hash> [INCLUDE <directory>])
+# magicpig_find_or_fetch(<package> <version> TARGET <target> URL <url> SHA256 <hash> [INCLUDE <directory>]
+#                        [HEADER <header>])
 # With INCLUDE the archive is header-only and its own CMakeLists.txt is not run, so none of its options,
 # tests or install rules reach this build. Nothing is downloaded when the target or the package is there;
 # FETCHCONTENT_SOURCE_DIR_<PACKAGE> names an unpacked archive to use instead of a download.
+# With HEADER, a cross compiler that finds that header by itself has it from a package for this machine's
+# processor, whose headers suit any other.
 function(magicpig_find_or_fetch package version)
-  cmake_parse_arguments(PARSE_ARGV 2 arg "" "TARGET;URL;SHA256;INCLUDE" "")
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "TARGET;URL;SHA256;INCLUDE;HEADER" "")
   if(TARGET ${arg_TARGET})
     return()
   endif()
@@ -16,6 +19,17 @@ function(magicpig_find_or_fetch package version)
   if(TARGET ${arg_TARGET})
     message(STATUS "magicpig: ${package} ${${package}_VERSION} found in ${${package}_DIR}")
     return()
+  endif()
+  if(DEFINED arg_HEADER AND CMAKE_CROSSCOMPILING)
+    string(TOUPPER ${package} upper)
+    find_path(MAGICPIG_${upper}_INCLUDE_DIR ${arg_HEADER}
+      PATHS ${CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
+    if(MAGICPIG_${upper}_INCLUDE_DIR)
+      message(STATUS "magicpig: headers of ${package} found in ${MAGICPIG_${upper}_INCLUDE_DIR}")
+      add_library(${arg_TARGET} INTERFACE IMPORTED GLOBAL)
+      target_include_directories(${arg_TARGET} SYSTEM INTERFACE "${MAGICPIG_${upper}_INCLUDE_DIR}")
+      return()
+    endif()
   endif()
   message(STATUS "magicpig: ${package} ${version} not found, taking ${arg_URL}")
   set(header_only "")
@@ -35,7 +49,7 @@ function(magicpig_require_highway)
   if(TARGET hwy AND NOT TARGET hwy::hwy)
     add_library(hwy::hwy ALIAS hwy)
   endif()
-  magicpig_find_or_fetch(hwy 1.0.3 TARGET hwy::hwy
+  magicpig_find_or_fetch(hwy 1.0.3 TARGET hwy::hwy HEADER hwy/highway.h
     URL https://github.com/google/highway/archive/refs/tags/1.0.3.tar.gz
     SHA256 566fc77315878473d9a6bd815f7de78c73734acdcb745c3dde8579560ac5440e
     INCLUDE .)
@@ -61,7 +75,7 @@ function(magicpig_require_eigen)
 endfunction()
 
 function(magicpig_require_xsimd)
-  magicpig_find_or_fetch(xsimd 8.1.0 TARGET xsimd
+  magicpig_find_or_fetch(xsimd 8.1.0 TARGET xsimd HEADER xsimd/xsimd.hpp
     URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/8.1.0.tar.gz
     SHA256 d52551360d37709675237d2a0418e28f70995b5b7cdad7c674626bcfbbf48328
     INCLUDE include)

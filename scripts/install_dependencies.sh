@@ -10,7 +10,8 @@ packages_of() {
     plot) echo python3 python3-matplotlib ;;
     test) echo pkg-config python3 python3-numpy ;;
     ci) echo clang clang-format libclang-rt-14-dev libomp-dev ;;
-    *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci)" >&2; return 1 ;;
+    arm64) echo g++-aarch64-linux-gnu qemu-user ;;
+    *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci, arm64)" >&2; return 1 ;;
   esac
 }
 
