@@ -67,7 +67,7 @@ void time_decode(State& state, Workload<T>& workload, ThreadPool& pool, const Sa
 
 template <class T>
 void exact(State& state, Harness& harness, const Run& run) {
-  auto& workload = harness.workload<T>(run.shape);
+  auto& workload = harness.workload<T>(run.shape, false);
   const Rotation& rotation = harness.rotation("exact", [&] {
     return make_rotation(workload, run_name("exact", run, dtype_name<T>()), exact_traffic(workload),
                          false);
@@ -188,12 +188,13 @@ struct Method {
   TableSetting index = kPublished;
 };
 
+// The published algorithm is described for rows of scalars.
 template <class T>
-constexpr std::array<Method<T>, 4> methods() {
-  return {{{"exact", exact<T>},
-           {"tables", tables<T>},
-           {"published", published<T>},
-           {"probing", tables<T>, kProbing}}};
+std::vector<Method<T>> methods() {
+  std::vector<Method<T>> list{
+      {"exact", exact<T>}, {"tables", tables<T>}, {"probing", tables<T>, kProbing}};
+  if constexpr (kScalarsPerElement<T> == 1) list.push_back({"published", published<T>});
+  return list;
 }
 
 // Of the methods, those that need these hash tables: a workload holds one kind at a time.
@@ -221,6 +222,7 @@ void register_decode(Harness& harness, const WorkloadShape& shape, bool all) {
     const Run run{.shape = shape, .threads = threads};
     if (all) register_run<fp16>(harness, run);
     if (all) register_run<float>(harness, run);
+    if (all) register_run<q8_0>(harness, run);
   }
 }
 

@@ -100,7 +100,7 @@ void time_retrieve(::benchmark::State& state, Harness& harness, const WorkloadSh
 /// Attention to every token of one layer, all KV heads.
 template <class T>
 void time_attend_exact(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
-  auto& workload = harness.workload<T>(shape);
+  auto& workload = harness.workload<T>(shape, false);
   const Rotation& rotation = harness.rotation("exact", [&] {
     return make_rotation(workload, "stage/attend/exact", exact_traffic(workload), false);
   });

@@ -3,6 +3,7 @@
 // head.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -40,12 +41,27 @@ struct SyntheticConfig {
 inline constexpr TokenId kSinkTokens = 4;
 inline constexpr int kMaxSyntheticDim = 1024;
 
-/// T from a float, rounded to nearest.
+/// A row of `dim` scalars, each rounded to nearest.
 template <class T>
-[[nodiscard]] T from_float(float x) {
-  if constexpr (std::is_same_v<T, bf16>) return to_bf16(x);
-  if constexpr (std::is_same_v<T, fp16>) return to_fp16(x);
-  if constexpr (std::is_same_v<T, float>) return x;
+void write_row(const float* from, int dim, T* to) {
+  for (int j = 0; j < dim; ++j) {
+    if constexpr (std::is_same_v<T, bf16>) to[j] = to_bf16(from[j]);
+    if constexpr (std::is_same_v<T, fp16>) to[j] = to_fp16(from[j]);
+    if constexpr (std::is_same_v<T, float>) to[j] = from[j];
+  }
+}
+/// In blocks of which the largest scalar is 127 times the scale.
+inline void write_row(const float* from, int dim, q8_0* to) {
+  for (int begin = 0; begin < dim; begin += kQ8Block, ++to) {
+    float largest = 0.0F;
+    for (int j = begin; j < begin + kQ8Block; ++j) largest = std::max(largest, std::fabs(from[j]));
+    to->scale = to_fp16(largest / 127.0F);
+    const float scale = to_float(to->scale);
+    for (int j = 0; j < kQ8Block; ++j) {
+      const float steps = scale > 0.0F ? from[begin + j] / scale : 0.0F;
+      to->values[j] = static_cast<std::int8_t>(std::lrint(std::clamp(steps, -127.0F, 127.0F)));
+    }
+  }
 }
 
 /// The standard normal distribution as 4,096 equally likely numbers, scaled to variance 1: one
@@ -132,17 +148,17 @@ class SyntheticHead {
     }
   }
 
-  /// Key and value of one token into key, value [head_dim]; scratch [head_dim + 8].
+  /// Key and value of one token into the rows key, value; scratch [head_dim + 8].
   template <class T>
   void token(const NormalTable& normals, TokenId token, T* key, T* value, float* scratch) const {
     const int d = config_.head_dim;
     const int padded = (d + 7) / 8 * 8;
     normals.fill(stream(kValues, token), scratch, padded);
-    for (int j = 0; j < d; ++j) value[j] = from_float<T>(scratch[j]);
+    write_row(scratch, d, value);
     if (token < kSinkTokens) {
       const auto x = static_cast<float>(sink_norm());
-      for (int j = 0; j < d; ++j) key[j] = from_float<T>(x * basis(0)[j]);
-      return;
+      for (int j = 0; j < d; ++j) scratch[j] = x * basis(0)[j];
+      return write_row(scratch, d, key);
     }
     float components[kMaxGroup + 3];  // along b_0 ... b_G, then log r in units of its std
     const RandomStream exact = stream(kComponents, token);
@@ -156,7 +172,8 @@ class SyntheticHead {
     const double log_norm =
         config_.norm_spread * static_cast<double>(components[config_.group + 1]);
     const auto r = static_cast<float>(median_norm() * std::exp(log_norm));
-    for (int j = 0; j < d; ++j) key[j] = from_float<T>(centre_.data()[j] + r * scratch[j]);
+    for (int j = 0; j < d; ++j) scratch[j] = centre_.data()[j] + r * scratch[j];
+    write_row(scratch, d, key);
   }
 
   [[nodiscard]] int kv_head() const { return kv_head_; }
@@ -260,12 +277,12 @@ class SyntheticContext {
                                                        const SyntheticConfig& config) {
     if (config.tokens <= kSinkTokens || config.kv_heads < 1 || config.group < 1 ||
         config.group > kMaxGroup || config.head_dim < 2 * (config.group + 2) ||
-        config.head_dim > kMaxSyntheticDim) {
+        config.head_dim > kMaxSyntheticDim || config.head_dim % kScalarsPerElement<T> != 0) {
       return Status::error(ErrorCode::kInvalidArgument,
                            "tokens %d, kv_heads %d, group %d, head_dim %d: want more than %d, at "
-                           "least 1, 1 to %d, 2 (group + 2) to %d",
+                           "least 1, 1 to %d, 2 (group + 2) to %d in blocks of %d",
                            config.tokens, config.kv_heads, config.group, config.head_dim,
-                           kSinkTokens, kMaxGroup, kMaxSyntheticDim);
+                           kSinkTokens, kMaxGroup, kMaxSyntheticDim, kScalarsPerElement<T>);
     }
     SyntheticContext context(config);
     if (!context.allocate()) {
@@ -291,7 +308,7 @@ class SyntheticContext {
   }
   /// [query_heads, head_dim].
   [[nodiscard]] std::span<const float> queries() const { return queries_.span(); }
-  /// [kv_heads, tokens, head_dim].
+  /// Rows [kv_heads, tokens].
   [[nodiscard]] std::span<const T> keys() const { return keys_.span(); }
   [[nodiscard]] std::span<const T> values() const { return values_.span(); }
   [[nodiscard]] StridedKeyValues<T> view() const {
@@ -307,8 +324,9 @@ class SyntheticContext {
     const auto dim = static_cast<std::size_t>(config_.head_dim);
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const std::size_t rows = heads * static_cast<std::size_t>(config_.tokens);
-    return keys_.resize(rows * dim, config_.memory_advice) &&
-           values_.resize(rows * dim, config_.memory_advice) &&
+    const std::size_t elements = rows * dim / kScalarsPerElement<T>;
+    return keys_.resize(elements, config_.memory_advice) &&
+           values_.resize(elements, config_.memory_advice) &&
            queries_.resize(heads * static_cast<std::size_t>(config_.group) * dim);
   }
 
@@ -325,7 +343,7 @@ class SyntheticContext {
       const TokenId begin = chunk * kChunk;
       const TokenId end = begin + kChunk < config_.tokens ? begin + kChunk : config_.tokens;
       for (TokenId t = begin; t < end; ++t) {
-        const std::int64_t at = (first_row + t) * dim;
+        const std::int64_t at = (first_row + t) * dim / kScalarsPerElement<T>;
         head.token(normals, t, keys_.data() + at, values_.data() + at, scratch);
       }
     });

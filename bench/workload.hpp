@@ -64,6 +64,7 @@ template <class T>
   if constexpr (std::is_same_v<T, bf16>) return "bf16";
   if constexpr (std::is_same_v<T, fp16>) return "fp16";
   if constexpr (std::is_same_v<T, float>) return "f32";
+  if constexpr (std::is_same_v<T, q8_0>) return "q8_0";
 }
 
 struct WorkloadShape {
@@ -339,7 +340,8 @@ template <class T>
 [[nodiscard]] Traffic exact_traffic(const Workload<T>& workload) {
   const WorkloadShape& shape = workload.shape();
   return {.rows = 1.0,
-          .bytes = 2.0 * sizeof(T) * kKvHeads * shape.head_dim * static_cast<double>(shape.tokens)};
+          .bytes = 2.0 * kKvHeads * static_cast<double>(shape.tokens) *
+                   static_cast<double>(row_bytes<T>(static_cast<std::size_t>(shape.head_dim)))};
 }
 
 /// Reads of the hash tables for one KV head: ids and offsets of the buckets of its query heads.
@@ -381,7 +383,7 @@ template <class T, class Candidates>
                                   const Candidates& candidates, bool norms) {
   LineSet lines;
   const auto& view = workload.view(0);
-  const std::size_t row = sizeof(T) * static_cast<std::size_t>(workload.shape().head_dim);
+  const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
   for (const TokenId token : candidates.tokens) {
     lines.add(view.key(kv_head, token), row);
     lines.add(view.value(kv_head, token), row);
@@ -405,7 +407,8 @@ template <class T>
     traffic.bytes += gather_bytes(workload, h, candidates, true) + table_bytes(workload, h);
   }
   const TokenId exact = workload.shape().tokens - workload.middle().size();
-  traffic.bytes += 2.0 * sizeof(T) * kKvHeads * workload.shape().head_dim * exact;
+  const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
+  traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;
   return traffic;
 }
 
@@ -459,10 +462,12 @@ class Harness {
  public:
   Harness(int argc, char** argv) : pages_(wanted_pages(argc, argv)) {}
 
-  /// The workload of this type and shape; any other is dropped first.
+  /// The workload of this type and shape; any other is dropped first. Who needs no hash tables
+  /// takes it whatever tables it has, and so runs beside each method that has them.
   template <class T>
-  [[nodiscard]] Workload<T>& workload(const WorkloadShape& shape) {
+  [[nodiscard]] Workload<T>& workload(WorkloadShape shape, bool with_index = true) {
     auto& slot = std::get<std::unique_ptr<Workload<T>>>(workloads_);
+    if (slot != nullptr && !with_index) shape.index = slot->shape().index;
     if (slot == nullptr || !(slot->shape() == shape)) {
       std::apply([](auto&... any) { (any.reset(), ...); }, workloads_);
       rotations_.clear();
@@ -503,7 +508,7 @@ class Harness {
   Pages pages_;
   std::vector<std::unique_ptr<ThreadPool>> pools_;  // outlive the workloads that use them
   std::tuple<std::unique_ptr<Workload<bf16>>, std::unique_ptr<Workload<fp16>>,
-             std::unique_ptr<Workload<float>>>
+             std::unique_ptr<Workload<float>>, std::unique_ptr<Workload<q8_0>>>
       workloads_;
   std::deque<std::pair<std::string, Rotation>> rotations_;
   std::map<std::string, std::any> kept_;
@@ -534,6 +539,8 @@ inline void describe_machine(Harness& harness) {
     ::benchmark::AddCustomContext(
         threads == 1 ? "read_GB_per_s_1_thread" : "read_GB_per_s_2_threads", text);
   }
+  std::snprintf(text, sizeof text, "%.1f", multiply_add_rate() * 1e-9);
+  ::benchmark::AddCustomContext("G_multiply_adds_per_s_1_thread", text);
   ::benchmark::AddCustomContext("huge_pages", harness.pages().index == nullptr   ? "none"
                                               : harness.pages().cache == nullptr ? "index"
                                                                                  : "all");
