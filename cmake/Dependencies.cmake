@@ -79,6 +79,7 @@ function(magicpig_require_xsimd)
     URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/8.1.0.tar.gz
     SHA256 d52551360d37709675237d2a0418e28f70995b5b7cdad7c674626bcfbbf48328
     INCLUDE include)
+  include("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/XsimdHeaders.cmake")
 endfunction()
 
 function(magicpig_require_doctest)

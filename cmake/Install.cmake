@@ -20,6 +20,10 @@ if(highway IN_LIST MAGICPIG_COMPONENTS)
   install(FILES "${PROJECT_SOURCE_DIR}/cmake/HighwayHeaders.cmake" DESTINATION "${package_dir}"
     COMPONENT magicpig_dev)
 endif()
+if(xsimd IN_LIST MAGICPIG_COMPONENTS)
+  install(FILES "${PROJECT_SOURCE_DIR}/cmake/XsimdHeaders.cmake" DESTINATION "${package_dir}"
+    COMPONENT magicpig_dev)
+endif()
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/magicpigConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/magicpigConfig.cmake" INSTALL_DESTINATION "${package_dir}"

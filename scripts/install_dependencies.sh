@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages_of() {
   case "$1" in
-    build) echo g++ cmake ninja-build libhwy-dev nlohmann-json3-dev libcli11-dev libbenchmark-dev doctest-dev ;;
+    build) echo g++ cmake ninja-build libhwy-dev libxsimd-dev libeigen3-dev nlohmann-json3-dev libcli11-dev libbenchmark-dev doctest-dev ;;
     plot) echo python3 python3-matplotlib ;;
     test) echo pkg-config python3 python3-numpy ;;
     ci) echo clang clang-format libclang-rt-14-dev libomp-dev ;;
