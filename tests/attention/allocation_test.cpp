@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// decode() allocates nothing: this program's operator new counts.
+// decode() allocates nothing: this program's operator new counts, and so does malloc where the
+// linker can wrap it (the C library's own calls do not count).
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -49,6 +50,33 @@ constexpr std::size_t kDefault = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
 std::size_t number(std::align_val_t alignment) { return static_cast<std::size_t>(alignment); }
 
 }  // namespace
+
+#if defined(MAGICPIG_TEST_WRAPS_MALLOC)
+// Libraries take memory without operator new, Eigen for one. The linker names these.
+extern "C" {
+void* __real_malloc(std::size_t size);
+void* __real_calloc(std::size_t count, std::size_t size);
+void* __real_realloc(void* memory, std::size_t size);
+int __real_posix_memalign(void** memory, std::size_t alignment, std::size_t size);
+
+void* __wrap_malloc(std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __real_malloc(size);
+}
+void* __wrap_calloc(std::size_t count, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __real_calloc(count, size);
+}
+void* __wrap_realloc(void* memory, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __real_realloc(memory, size);
+}
+int __wrap_posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return __real_posix_memalign(memory, alignment, size);
+}
+}
+#endif
 
 void* operator new(std::size_t size) { return allocate_or_abort(size, kDefault); }
 void* operator new[](std::size_t size) { return allocate_or_abort(size, kDefault); }
@@ -106,6 +134,71 @@ TEST_CASE("this program's operator new counts and fails as told") {
   CHECK_FALSE(buffer.reserve(1000));
   fail_allocations_after(-1);
   CHECK(buffer.reserve(1000));
+}
+
+#if defined(MAGICPIG_TEST_WRAPS_MALLOC)
+TEST_CASE("this program's malloc counts, and so what Eigen takes does") {
+  const std::int64_t before = allocation_count();
+  Eigen::MatrixXf matrix(3, 3);
+  void* volatile memory = std::malloc(10);  // volatile: a compiler may drop what nobody sees
+  std::free(memory);
+  matrix.setOnes();
+  CHECK(matrix.sum() == 9.0F);
+  CHECK(allocation_count() == before + 2);
+}
+#endif
+
+// Sizes around those of blocks, tiles and chunks; one array serves as all.
+template <class Ops, class T>
+void call_row_operations(const std::vector<const T*>& pointers, std::vector<float>& numbers) {
+  for (const int dim : {32, 64, 96, 288, 544}) {
+    for (const int count : {1, 3, 8, 33}) {
+      for (const int group : {1, 4, 7, 32}) {
+        const Rows<T> rows{.rows = pointers.data(), .count = count, .dim = dim};
+        float* const out = numbers.data() + 32 * 544;
+        Ops::dot_rows(rows, numbers.data(), group, out);
+        Ops::add_rows(rows, numbers.data(), group, out);
+      }
+    }
+  }
+}
+
+template <class Ops>
+void call_array_operations(std::vector<float>& numbers) {
+  float* const in = numbers.data();
+  float* const out = in + 100 * 544;
+  for (const int dim : {1, 33, 544}) {
+    for (const int count : {1, 4, 7, 33}) {
+      Ops::project({.data = in, .count = 70, .dim = dim}, in, count, out);
+    }
+  }
+  for (const int n : {1, 31, 32, 1000}) {
+    numbers.front() = (Ops::max)(in, n);
+    numbers.front() = Ops::exp_sum(out, n, 1.0F);
+    Ops::log_affine_exp(out, n, 0.5F, 0.5F);
+    Ops::interpolate({.nodes = in, .segments = 40}, out, n);
+  }
+}
+
+template <class T, class Ops>
+std::int64_t allocations_of_rows(std::vector<float>& numbers) {
+  const std::vector<T> row(544);
+  const std::vector<const T*> pointers(33, row.data());
+  const std::int64_t before = allocation_count();
+  call_row_operations<Ops>(pointers, numbers);
+  return allocation_count() - before;
+}
+
+TEST_CASE_TEMPLATE("no function of a backend allocates, whatever the size", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  std::vector<float> numbers(110 * 544, 0.5F);
+  CHECK(allocations_of_rows<float, Ops>(numbers) == 0);
+  CHECK(allocations_of_rows<fp16, Ops>(numbers) == 0);
+  CHECK(allocations_of_rows<bf16, Ops>(numbers) == 0);
+  CHECK(allocations_of_rows<q8_0, Ops>(numbers) == 0);
+  const std::int64_t before = allocation_count();
+  call_array_operations<Ops>(numbers);
+  CHECK(allocation_count() == before);
 }
 
 constexpr Shape kShape{.query_heads = 8, .kv_heads = 2, .head_dim = 24, .value_dim = 20};

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "backends.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "oracle.hpp"
@@ -87,7 +88,7 @@ Outputs& run(Long& data, const Plan& plan, int workers, Outputs& outputs) {
 }
 
 TEST_CASE_TEMPLATE("a cache of several parts equals the definition, exact and drawn", Ops,
-                   ScalarOps, HighwayOps) {
+                   MAGICPIG_TEST_BACKENDS) {
   Long data;
   const Exact exact;
   const DecodePlan<> all{.shape = kShape, .sampler = &exact};
@@ -221,7 +222,7 @@ class Quantised {
 };
 
 TEST_CASE_TEMPLATE("exact attention over q8_0 rows equals its definition in both layouts", Ops,
-                   ScalarOps, HighwayOps) {
+                   MAGICPIG_TEST_BACKENDS) {
   for (const int dim : {32, 64, 96, 128, 576}) {
     const Shape shape{
         .query_heads = 6, .kv_heads = 2, .head_dim = dim, .value_dim = dim > 64 ? 64 : 32};

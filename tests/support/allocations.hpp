@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts calls of operator new in this program, and lets the non-throwing ones fail on demand.
+// Counts what this program allocates, and lets the non-throwing operator new fail on demand.
 #pragma once
 
 #include <cstdint>
 
 namespace magicpig::test {
 
-/// Calls of any operator new so far, on all threads. Defined in attention/allocation_test.cpp.
+/// Calls of any operator new so far, on all threads; also of malloc where the linker can wrap it.
+/// Defined in attention/allocation_test.cpp.
 [[nodiscard]] std::int64_t allocation_count();
 
 /// From now on the non-throwing operator new succeeds `successes` times on this thread and then
