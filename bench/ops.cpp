@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times each function of the SIMD seam with each backend and scalar type, on data in the
+// first-level cache, and prints how far the backends are apart.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "machine.hpp"
+#include "magicpig/core/random.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/vector_ops.hpp"
+#include "magicpig/cpu/eigen.hpp"
+#include "magicpig/cpu/highway.hpp"
+#include "magicpig/cpu/scalar.hpp"
+#include "magicpig/cpu/xsimd.hpp"
+
+namespace {
+
+using namespace magicpig;
+using ::benchmark::State;
+
+constexpr int kCount = 32;  // rows
+constexpr int kDim = 128;
+constexpr int kGroup = 4;
+constexpr int kSegments = 1024;  // of the curve
+
+std::vector<float> normals(std::size_t count, std::uint64_t seed) {
+  const RandomStream stream({.seed = seed});
+  std::vector<float> numbers(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    numbers[i] = static_cast<float>(stream.normals(static_cast<std::uint32_t>(i))[0]);
+  }
+  return numbers;
+}
+
+void put(float* row, int j, float x) { row[j] = x; }
+void put(fp16* row, int j, float x) { row[j] = to_fp16(x); }
+void put(bf16* row, int j, float x) { row[j] = to_bf16(x); }
+void put(q8_0* row, int j, float x) {
+  row[j / kQ8Block].scale = to_fp16(0.03F);
+  row[j / kQ8Block].values[j % kQ8Block] = static_cast<std::int8_t>(x / 0.03F);
+}
+
+/// Everything that the functions read and write: 10 to 27 KiB, with what they make of it.
+template <class T>
+struct Data {
+  Data() {
+    const std::vector<float> scalars = normals(std::size_t{kCount} * kDim, 2);
+    for (int i = 0; i < kCount; ++i) {
+      T* row = keys.data() + static_cast<std::size_t>(i * kDim / kScalarsPerElement<T>);
+      pointers.push_back(row);
+      for (int j = 0; j < kDim; ++j) put(row, j, scalars[static_cast<std::size_t>(i * kDim + j)]);
+    }
+  }
+  [[nodiscard]] Rows<T> rows() const {
+    return {.rows = pointers.data(), .count = kCount, .dim = kDim};
+  }
+
+  std::vector<T> keys = std::vector<T>(std::size_t{kCount} * kDim / kScalarsPerElement<T>);
+  std::vector<const T*> pointers;
+  std::vector<float> queries = normals(kGroup * kDim, 1);
+  std::vector<float> weights = normals(kGroup * kCount, 3);
+  std::vector<float> dots = std::vector<float>(kGroup * kCount);
+  std::vector<float> sums = std::vector<float>(kGroup * kDim);
+};
+
+template <class Call>
+void time_calls(State& state, const Call& call) {
+  for (auto _ : state) {
+    call();
+    ::benchmark::ClobberMemory();
+  }
+}
+
+void add_run(const std::string& name, void (*run)(State&)) {
+  ::benchmark::RegisterBenchmark(("ops/" + name).c_str(), run)->MinTime(0.1);
+}
+
+template <class Ops, class T>
+void add_row_runs(const std::string& backend, const std::string& type) {
+  add_run("dot_rows/" + type + "/" + backend, [](State& state) {
+    Data<T> data;
+    time_calls(state,
+               [&] { Ops::dot_rows(data.rows(), data.queries.data(), kGroup, data.dots.data()); });
+  });
+  add_run("add_rows/" + type + "/" + backend, [](State& state) {
+    Data<T> data;
+    time_calls(state,
+               [&] { Ops::add_rows(data.rows(), data.weights.data(), kGroup, data.sums.data()); });
+  });
+}
+
+/// Functions that change an array of kGroup * kCount floats in place: each call begins with a copy.
+template <class Function>
+void time_in_place(State& state, float scale, const Function& function) {
+  std::vector<float> x = normals(kGroup * kCount, 4);
+  for (float& value : x) value = -std::abs(value) * scale;
+  std::vector<float> y(x.size());
+  time_calls(state, [&] {
+    std::memcpy(y.data(), x.data(), x.size() * sizeof(float));
+    function(y.data(), static_cast<int>(y.size()));
+  });
+}
+
+template <class Ops>
+void add_array_runs(const std::string& backend) {
+  add_run("max/" + backend, [](State& state) {
+    time_in_place(state, 1.0F,
+                  [](float* x, int n) { ::benchmark::DoNotOptimize((Ops::max)(x, n)); });
+  });
+  add_run("exp_sum/" + backend, [](State& state) {
+    time_in_place(state, 5.0F,
+                  [](float* x, int n) { ::benchmark::DoNotOptimize(Ops::exp_sum(x, n, 0.0F)); });
+  });
+  add_run("log_affine_exp/" + backend, [](State& state) {
+    time_in_place(state, 5.0F, [](float* x, int n) { Ops::log_affine_exp(x, n, 0.02F, 0.98F); });
+  });
+  add_run("interpolate/" + backend, [](State& state) {
+    const std::vector<float> nodes = normals(kSegments + 1, 5);
+    time_in_place(state, 0.3F, [&](float* x, int n) {
+      Ops::interpolate({.nodes = nodes.data(), .segments = kSegments}, x, n);
+    });
+  });
+}
+
+template <class Ops>
+void add_backend(const std::string& backend) {
+  add_row_runs<Ops, float>(backend, "f32");
+  add_row_runs<Ops, fp16>(backend, "fp16");
+  add_row_runs<Ops, bf16>(backend, "bf16");
+  add_row_runs<Ops, q8_0>(backend, "q8_0");
+  add_run("project/" + backend, [](State& state) {
+    Data<float> data;  // kGroup vectors and one panel of kCount rows, whatever is in it
+    time_calls(state, [&] {
+      Ops::project({.data = data.keys.data(), .count = kCount, .dim = kDim}, data.queries.data(),
+                   kGroup, data.dots.data());
+    });
+  });
+  add_array_runs<Ops>(backend);
+}
+
+/// Prints runs as they come, as ever, and at the end nanoseconds of all backends side by side: of
+/// repetitions the fastest.
+class Comparison : public ::benchmark::ConsoleReporter {
+ public:
+  Comparison() : ConsoleReporter(OO_None) {}
+
+  void ReportRuns(const std::vector<Run>& runs) override {
+    ConsoleReporter::ReportRuns(runs);
+    for (const Run& run : runs) {
+      if (run.run_type != Run::RT_Iteration || run.error_occurred) continue;
+      const std::string name = run.run_name.function_name;
+      const std::size_t slash = name.rfind('/');
+      const std::string operation = name.substr(0, slash);
+      const std::string backend = name.substr(slash + 1);
+      const double ns = run.real_accumulated_time / static_cast<double>(run.iterations) * 1e9;
+      if (times_.count(operation) == 0) operations_.push_back(operation);
+      if (std::find(backends_.begin(), backends_.end(), backend) == backends_.end()) {
+        backends_.push_back(backend);
+      }
+      const auto [at, is_new] = times_[operation].emplace(backend, ns);
+      if (!is_new) at->second = std::min(at->second, ns);
+    }
+  }
+
+  void print() const {
+    std::printf("\n%-18s", "ns");
+    for (const std::string& backend : backends_) std::printf("%10s", backend.c_str());
+    std::printf("%20s\n", "slowest / fastest");
+    for (const std::string& operation : operations_) print_line(operation);
+  }
+
+ private:
+  void print_line(const std::string& operation) const {
+    const std::map<std::string, double>& of_backends = times_.at(operation);
+    std::printf("%-18s", operation.c_str());
+    double fastest = of_backends.begin()->second;
+    double slowest = fastest;
+    for (const std::string& backend : backends_) {
+      const auto at = of_backends.find(backend);
+      if (at == of_backends.end()) {
+        std::printf("%10s", "");
+        continue;
+      }
+      std::printf("%10.0f", at->second);
+      fastest = std::min(fastest, at->second);
+      slowest = std::max(slowest, at->second);
+    }
+    std::printf("%20.1f\n", slowest / fastest);
+  }
+
+  std::vector<std::string> operations_;  // in the order of their first runs
+  std::vector<std::string> backends_;
+  std::map<std::string, std::map<std::string, double>> times_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  add_backend<ScalarOps>("scalar");
+  add_backend<HighwayOps>("highway");
+  add_backend<XsimdOps>("xsimd");
+  add_backend<EigenOps>("eigen");
+  ::benchmark::AddCustomContext("cpu", bench::cpu_model());
+  ::benchmark::AddCustomContext("highway_target", highway_target());
+  ::benchmark::AddCustomContext("xsimd_arch", xsimd::default_arch::name());
+  ::benchmark::AddCustomContext("eigen_simd", Eigen::SimdInstructionSetsInUse());
+  ::benchmark::Initialize(&argc, argv);
+  if (::benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  Comparison comparison;
+  ::benchmark::RunSpecifiedBenchmarks(&comparison);
+  ::benchmark::Shutdown();
+  comparison.print();
+  return 0;
+}
