@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtual environment that the peers run in: made once, in the repository's build folder."""
+"""What peers.py runs in, made in the repository's build folder: a virtual environment, and our library."""
 import os
 import subprocess
 import sys
@@ -7,10 +7,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
-VENV = HERE.parents[1] / "build" / "peers" / "venv"
+INCLUDE = HERE.parents[1] / "include"
+BUILD = HERE.parents[1] / "build" / "peers"
+VENV = BUILD / "venv"
 PYTHON = VENV / "bin" / "python"
+SOURCE = HERE / "ours.cpp"
+LIBRARY = BUILD / "libours.so"
 # For the CPU of this machine, and without the parts of llama.cpp that read images.
 CMAKE_ARGS = "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"
+# As CMake's preset for releases, for this CPU too. Highway asks for the definition where that has AVX-512.
+CXX_FLAGS = "-std=c++20 -O3 -DNDEBUG -march=native -DHWY_WANT_AVX3_DL -pthread -shared -fPIC".split()
 
 
 def is_active():
@@ -24,14 +30,31 @@ def install():
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"Installing into {VENV}: some gigabytes, and minutes for llama.cpp", file=sys.stderr)
-    try:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-        # No cache: a wheel in it may have been compiled with other options or for another CPU.
-        pip = [PYTHON, "-m", "pip", "install", "--no-cache-dir", "--requirement", REQUIREMENTS]
-        subprocess.run(pip, check=True, env={**os.environ, "CMAKE_ARGS": CMAKE_ARGS})
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {' '.join(map(str, error.cmd))} failed; the lines above say why")
+    run([sys.executable, "-m", "venv", "--clear", VENV])
+    # No cache: a wheel in it may have been compiled with other options or for another CPU.
+    pip = [PYTHON, "-m", "pip", "install", "--no-cache-dir", "--requirement", REQUIREMENTS]
+    run(pip, env={**os.environ, "CMAKE_ARGS": CMAKE_ARGS})
     stamp.write_text(wanted)
+
+
+def compile_ours():
+    """Makes the library, unless it is newer than all that it is made from."""
+    sources = [SOURCE, Path(__file__), *INCLUDE.rglob("*.hpp")]
+    newest = max(source.stat().st_mtime for source in sources)
+    if LIBRARY.exists() and LIBRARY.stat().st_mtime > newest:
+        return
+    run([os.environ.get("CXX", "g++"), *CXX_FLAGS, "-I", INCLUDE, SOURCE, "-o", LIBRARY])
+
+
+def run(command, env=None):
+    """Ends the program unless the command succeeds."""
+    words = " ".join(map(str, command))
+    try:
+        subprocess.run(command, check=True, env=env)
+    except subprocess.CalledProcessError:
+        sys.exit(f"error: {words} failed; the lines above say why")
+    except OSError as error:
+        sys.exit(f"error: {words}: {error.strerror}")
 
 
 def run_inside(arguments, huge_pages):

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times one decode step of dense attention with llama.cpp and PyTorch, on a layer of bench/decode's shape.
-
-Installs both into build/peers/venv first, from PyPI. See the README beside this file."""
+"""Times one decode step of dense attention with magicpig, llama.cpp and PyTorch, on a layer of bench/decode's
+shape. Installs the peers into build/peers/venv first, from PyPI. See the README beside this file."""
 import argparse
 import sys
 
@@ -16,7 +15,6 @@ def parse_arguments():
     parser.add_argument("--threads", type=thread_counts, default=[1, 2], help="such as 1,2")
     parser.add_argument("--only", metavar="REGEX", default="", help="of name/dtype/layout")
     parser.add_argument("--pages", choices=("huge", "small"), default="huge", help="of the caches")
-    parser.add_argument("--ours", metavar="FILE", help="JSON of bench/decode: its rows join the table")
     parser.add_argument("--json", metavar="FILE", help="where the results go, too")
     parser.add_argument("--install-only", action="store_true")
     return parser.parse_args()
@@ -39,6 +37,7 @@ def main():
 
         return timing.run(options)
     environment.install()
+    environment.compile_ours()
     if not options.install_only:
         environment.run_inside(sys.argv, huge_pages=options.pages == "huge")
 

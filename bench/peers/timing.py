@@ -10,6 +10,7 @@ import machine
 import report
 from caches import Cache, Shape, make_context
 from ggml import Ggml
+from ours import Magicpig
 from torch_attention import Torch
 
 # Relative L2 errors that are allowed over 1,024 tokens, against float64 over the same stored numbers.
@@ -71,9 +72,15 @@ class Row:
         )
 
 
-def all_variants(ggml, torch):
-    flash = "llama.cpp/flash_attn_ext"
+def all_variants(ours, ggml, torch):
+    exact, flash = "magicpig/exact", "llama.cpp/flash_attn_ext"
     variants = [
+        Variant(exact, "f16", "token-major", ours, ours.exact_step),
+        Variant(exact, "f16", "head-major", ours, ours.exact_step),
+        Variant(exact, "bf16", "token-major", ours, ours.exact_step),
+        Variant(exact, "bf16", "head-major", ours, ours.exact_step),
+        Variant(exact, "f32", "head-major", ours, ours.exact_step),
+        Variant(exact, "q8_0", "token-major", ours, ours.exact_step),
         Variant(flash, "f16", "token-major", ggml, ggml.flash_step),
         Variant(flash, "f16", "head-major", ggml, ggml.flash_step),
         Variant(flash, "q8_0", "token-major", ggml, ggml.flash_step),
@@ -141,7 +148,7 @@ def measure(rows, options):
     return speeds
 
 
-def describe(ggml, torch, options):
+def describe(ours, ggml, torch, options):
     """What the figures depend on, before anything is done."""
     info = ggml.system_info()
     return {
@@ -149,7 +156,7 @@ def describe(ggml, torch, options):
         "cpu": machine.cpu_line("model name"),
         "last_level_cache_MiB": machine.last_level_cache() / 2**20,
         "tokens": options.tokens,
-        "versions": [ggml.version(), torch.version()],
+        "versions": [ours.version(), ggml.version(), torch.version()],
         "llama_system_info": info,
         "llama_lacks": machine.missing_instruction_sets(info),
         "pages": options.pages,
@@ -163,15 +170,13 @@ def sdpa_kernels(rows):
 
 
 def run(options):
-    ggml, torch = Ggml(), Torch()
-    facts = describe(ggml, torch, options)
-    variants = [v for v in all_variants(ggml, torch) if re.search(options.only, str(v))]
+    peers = Magicpig(), Ggml(), Torch()
+    facts = describe(*peers, options)
+    variants = [v for v in all_variants(*peers) if re.search(options.only, str(v))]
     if not variants:
         sys.exit(f"error: no variant matches {options.only}")
-    shape = Shape(options.tokens)
-    ours = report.read_ours(options.ours, shape)
     check(variants, options.threads)
-    context = make_context(shape)
+    context = make_context(Shape(options.tokens))
     caches = make_caches(context, variants)
     add_layers(caches, 4 * machine.last_level_cache())
     rows = make_rows(context, caches, variants, options.threads)
@@ -179,7 +184,6 @@ def run(options):
     facts["read_GB_per_s"] = measure(rows, options)
     facts["load_after"] = machine.load()
     facts["GiB_in_huge_pages"] = machine.bytes_in_huge_pages() / 2**30
-    facts["bench_decode"] = ours.context
-    results = [row.result() for row in rows] + ours.results
+    results = [row.result() for row in rows]
     report.print_report(facts, results)
     report.write(options.json, facts, results)
