@@ -33,14 +33,14 @@ std::string run_name(const char* method, const Run& run, const char* dtype) {
          "/threads:" + std::to_string(run.threads);
 }
 
-/// decode() of one request, layer after layer.
+/// decode() of one request.
 template <class T, class Sampler>
-void time_decode(State& state, Workload<T>& workload, ThreadPool& pool, const Sampler& sampler,
-                 const Rotation& rotation) {
+void time_decode(State& state, Harness& harness, Workload<T>& workload, int threads,
+                 const Sampler& sampler, const Tables* index, const Traffic& traffic) {
+  ThreadPool& pool = harness.pool(threads);
   const auto backend = make_backend<Ops>(pool);
   const DecodePlan<Sampler> plan{
       .shape = workload.attention_shape(), .sampler = &sampler, .exact_below = 0};
-  constexpr bool kIndexed = !std::is_same_v<Sampler, Exact>;
   std::vector<std::byte> workspace(workspace_bytes(plan, workload.shape().tokens, pool.workers()));
   const auto dim = static_cast<std::size_t>(plan.shape.value_dim);
   std::vector<float> out(static_cast<std::size_t>(plan.shape.query_heads) * dim);
@@ -48,52 +48,40 @@ void time_decode(State& state, Workload<T>& workload, ThreadPool& pool, const Sa
   for (std::size_t i = 0; i < out.size(); i += dim) {
     states.push_back({.out = std::span<float>(out).subspan(i, dim)});
   }
-  FastestIteration fastest;
-  for (auto _ : state) {
-    const int layer = workload.next_layer(rotation.layers);
-    const std::array requests{
-        Request<StridedKeyValues<T>, Tables>{.key_values = &workload.view(layer),
-                                             .index = kIndexed ? &workload.index(layer) : nullptr,
-                                             .query = workload.queries(),
-                                             .states = states}};
-    fastest.start();
+  const std::array requests{Request<StridedKeyValues<T>, Tables>{.key_values = &workload.view(),
+                                                                 .index = index,
+                                                                 .query = workload.queries(),
+                                                                 .states = states}};
+  time_cold(state, harness, pool, traffic, [&] {
     const Status status = decode(backend, plan, requests, workspace);
-    fastest.stop();
-    if (!status.ok()) return state.SkipWithError(status.message());
-    ::benchmark::ClobberMemory();
-  }
-  set_counters(state, rotation, fastest);
+    if (!status.ok()) fail(status.message());
+  });
 }
 
 template <class T>
 void exact(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape, false);
-  const Rotation& rotation = harness.rotation("exact", [&] {
-    return make_rotation(workload, run_name("exact", run, dtype_name<T>()), exact_traffic(workload),
-                         false);
-  });
-  time_decode(state, workload, harness.pool(run.threads), Exact{}, rotation);
+  time_decode(state, harness, workload, run.threads, Exact{}, nullptr, exact_traffic(workload));
 }
 
 template <class T>
 void tables(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape);
   const Collisions sampler = make_collisions(workload);
-  const Rotation& rotation = tables_rotation(harness, workload, sampler);
-  time_decode(state, workload, harness.pool(run.threads), sampler, rotation);
+  time_decode(state, harness, workload, run.threads, sampler, &workload.index(),
+              tables_traffic(workload, sampler));
 }
 
 /// Ends the program unless `decode` draws the library's tokens and put out what it puts out.
 template <class T>
-void check_published(const Workload<T>& workload, const Collisions& sampler,
-                     const PublishedIndex& index, PublishedDecode<T>& decode,
-                     std::span<const float> out) {
+void check_published(Workload<T>& workload, const Collisions& sampler, const PublishedIndex& index,
+                     PublishedDecode<T>& decode, std::span<const float> out) {
   SamplerScratch<Collisions> scratch(sampler, workload);
   AttendMemory<T> memory(workload);
   const int group = workload.shape().group;
   const TokenRange middle = workload.middle();
   for (int h = 0; h < kKvHeads; ++h) {
-    const auto input = workload.draw_input(0, h);
+    const auto input = workload.draw_input(h);
     const auto drawn = sampler.draw<Ops>(input, *scratch);
     for (int g = 0; g < group; ++g) {
       std::vector<TokenId> ours;
@@ -105,16 +93,11 @@ void check_published(const Workload<T>& workload, const Collisions& sampler,
       std::sort(theirs.begin(), theirs.end());
       if (ours != theirs) fail("the published algorithm and the library draw different tokens");
     }
-    Attend<Ops, StridedKeyValues<T>> attend({.key_values = input.key_values,
-                                             .kv_head = h,
-                                             .queries = input.queries,
-                                             .scale = input.scale},
-                                            memory.scratch, memory.totals);
+    auto attend = memory.attend(workload, h);
     attend.add_exact({.begin = 0, .end = middle.begin});
     attend.add_exact({.begin = middle.end, .end = workload.shape().tokens});
     attend.add_candidates(drawn, SelfNormalised{});
-    attend.finish();
-    memory.totals.write(memory.states.data(), nullptr);
+    memory.finish(attend);
     const float* theirs = out.data() + std::ptrdiff_t{h} * group * workload.shape().head_dim;
     double error = 0.0;
     double square = 0.0;
@@ -128,55 +111,23 @@ void check_published(const Workload<T>& workload, const Collisions& sampler,
   }
 }
 
-/// Layers as make_rotation() counts them, with an index of 32-bit ids instead of the library's.
-template <class T>
-[[nodiscard]] Rotation published_rotation(Workload<T>& workload, const Collisions& sampler,
-                                          std::size_t index_bytes) {
-  Rotation rotation{.traffic = tables_traffic(workload, sampler)};
-  for (int h = 0; h < kKvHeads; ++h) rotation.traffic.bytes += table_bytes(workload, h);
-  const double wanted = 4.0 * static_cast<double>(last_level_cache());
-  const std::size_t each = workload.layer_bytes(false) + index_bytes;
-  const auto most = static_cast<int>(memory_cap() / each);
-  rotation.layers =
-      std::clamp(static_cast<int>(wanted / rotation.traffic.bytes) + 1, 1, std::max(1, most));
-  std::fprintf(stderr, "published: %d layers, %.0f MiB read between two uses of a layer\n",
-               rotation.layers, (rotation.layers - 1) * rotation.traffic.bytes / 1048576.0);
-  return rotation;
-}
-
-/// The published algorithm over indexes of its own, after a check that it draws what the library
+/// The published algorithm over an index of its own, after a check that it draws what the library
 /// draws and puts out the same.
 template <class T>
 void published(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape);
   const Collisions sampler = make_collisions(workload);
-  workload.make_indexes(1);
-  auto& indexes = harness.keep<std::vector<PublishedIndex>>("published", [&] {
-    std::vector<PublishedIndex> first;
-    first.push_back(PublishedIndex::copy_of(workload.index(0), workload.pages().index));
-    return first;
+  const auto& index = harness.keep<PublishedIndex>("published", [&] {
+    return PublishedIndex::copy_of(workload.index(), workload.pages().index);
   });
-  const Rotation& rotation = harness.rotation(
-      "published", [&] { return published_rotation(workload, sampler, indexes.front().bytes()); });
-  workload.make_layers(rotation.layers);
-  workload.make_norms(rotation.layers);
-  while (static_cast<int>(indexes.size()) < rotation.layers) {
-    indexes.push_back(PublishedIndex::copy_of(workload.index(0), workload.pages().index));
-  }
-  PublishedDecode<T> decode(workload, run.threads);
-  std::vector<float> out(workload.queries().size());
+  Traffic traffic = tables_traffic(workload, sampler);  // and each id once more: 32 bits for 16
+  for (int h = 0; h < kKvHeads; ++h) traffic.bytes += table_bytes(workload, h);
   ThreadPool& pool = harness.pool(run.threads);
-  decode.run(pool, 0, indexes[0], out);
-  check_published(workload, sampler, indexes[0], decode, out);
-  FastestIteration fastest;
-  for (auto _ : state) {
-    const int layer = workload.next_layer(rotation.layers);
-    fastest.start();
-    decode.run(pool, layer, indexes[static_cast<std::size_t>(layer)], out);
-    fastest.stop();
-    ::benchmark::ClobberMemory();
-  }
-  set_counters(state, rotation, fastest);
+  PublishedDecode<T> decode(workload, pool.workers());
+  std::vector<float> out(workload.queries().size());
+  decode.run(pool, index, out);
+  check_published(workload, sampler, index, decode, out);
+  time_cold(state, harness, pool, traffic, [&] { decode.run(pool, index, out); });
 }
 
 /// A method of decode/...: its name, how it is run and the hash tables it needs. A new method is a
@@ -207,7 +158,8 @@ void register_run(Harness& harness, Run run) {
     ::benchmark::RegisterBenchmark(
         run_name(method.name, run, dtype_name<T>()).c_str(),
         [&harness, run, method](State& state) { method.run(state, harness, run); })
-        ->Unit(::benchmark::kMicrosecond);
+        ->Unit(::benchmark::kMicrosecond)
+        ->Iterations(kColdSteps);
   }
 }
 

@@ -19,12 +19,12 @@ constexpr WorkloadShape kShape{.tokens = 32768, .head_dim = 128, .group = 4};
 
 /// Rows gathered per KV head, and bytes read for them: rows, norms, and the candidate list.
 template <class T, class Sampler>
-Traffic candidate_traffic(const Workload<T>& workload, const Sampler& sampler, double* candidates) {
+Traffic candidate_traffic(Workload<T>& workload, const Sampler& sampler, double* candidates) {
   SamplerScratch<Sampler> scratch(sampler, workload);
   Traffic traffic;
   *candidates = 0.0;
   for (int h = 0; h < kKvHeads; ++h) {
-    const auto drawn = sampler.template draw<Ops>(workload.draw_input(0, h), *scratch);
+    const auto drawn = sampler.template draw<Ops>(workload.draw_input(h), *scratch);
     const bool norms = !std::is_same_v<Sampler, Uniform>;
     *candidates += static_cast<double>(drawn.tokens.size());
     traffic.bytes += gather_bytes(workload, h, drawn, norms) +
@@ -35,15 +35,11 @@ Traffic candidate_traffic(const Workload<T>& workload, const Sampler& sampler, d
 }
 
 template <class Sampler, class Estimator>
-void time_pair(State& state, Harness& harness, const std::string& name, const Sampler& sampler,
-               const Estimator& estimator) {
+void time_pair(State& state, Harness& harness, const Sampler& sampler, const Estimator& estimator) {
   auto& workload = harness.workload<bf16>(kShape);
-  workload.make_indexes(1);
   double candidates = 0.0;
   const Traffic traffic = candidate_traffic(workload, sampler, &candidates);
-  const Rotation& rotation =
-      harness.rotation(name, [&] { return make_rotation(workload, name, traffic, false); });
-  const double fastest = time_candidates(state, workload, sampler, estimator, rotation);
+  const double fastest = time_candidates(state, harness, workload, sampler, estimator, traffic);
   state.counters["candidates"] = candidates / kKvHeads;
   state.counters["ns_per_candidate"] = fastest / candidates * 1e9;
   state.counters["bytes_per_candidate"] = traffic.bytes / candidates;
@@ -54,13 +50,14 @@ template <class Make>
 void register_sampler(Harness& harness, const std::string& sampler_name, const Make& make) {
   const auto add = [&](const char* estimator_name, auto estimator) {
     ::benchmark::RegisterBenchmark(("estimate/" + sampler_name + "/" + estimator_name).c_str(),
-                                   [&harness, sampler_name, make, estimator](State& state) {
+                                   [&harness, make, estimator](State& state) {
                                      auto& workload = harness.workload<bf16>(kShape);
                                      const auto sampler = make(workload.family());
-                                     time_pair(state, harness, sampler_name, sampler, estimator);
+                                     time_pair(state, harness, sampler, estimator);
                                    })
         ->Unit(::benchmark::kMicrosecond)
-        ->UseManualTime();
+        ->UseManualTime()
+        ->Iterations(kColdSteps);
   };
   add("self_normalised", SelfNormalised{});
   add("floored", Floored{});
@@ -79,12 +76,11 @@ int main(int argc, char** argv) {
   Harness harness(argc, argv);
   for (const int t : {1, 2, 3}) {
     register_sampler(harness, "collisions_t" + std::to_string(t),
-                     [t](const RememberingHash& family) { return make_collisions(family, t); });
+                     [t](const SimHash& family) { return make_collisions(family, t); });
   }
-  register_sampler(harness, "uniform", [](const RememberingHash&) {
-    return made(Uniform::create({.fraction = 0.06}));
-  });
-  register_sampler(harness, "defensive", [](const RememberingHash& family) {
+  register_sampler(harness, "uniform",
+                   [](const SimHash&) { return made(Uniform::create({.fraction = 0.06})); });
+  register_sampler(harness, "defensive", [](const SimHash& family) {
     return made(Defensive<Collisions>::create(make_collisions(family, 2), {.fraction = 0.005}));
   });
   return run_benchmarks(harness, argc, argv);

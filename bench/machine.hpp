@@ -15,6 +15,7 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -109,31 +110,51 @@ inline void pin_this_thread(int number) {
   return std::move(*pool);
 }
 
-/// Bytes per second at which the pool's threads together read memory that is not in any cache: the
-/// fastest of ten sums over a buffer of at least 4 last-level caches and 256 MiB.
-[[nodiscard]] inline double read_bandwidth(ThreadPool& pool) {
-  const std::size_t words = std::max(4 * last_level_cache(), std::size_t{256} << 20) / 8;
-  Buffer<std::uint64_t> buffer;
-  if (!buffer.resize(words)) fail("no memory to measure the read bandwidth");
-  const auto parts = static_cast<std::size_t>(pool.workers());
-  const std::size_t part = words / parts;
-  pool.parallel_for(pool.workers(), [&](int task, int) {
-    std::uint64_t* from = buffer.data() + part * static_cast<std::size_t>(task);
-    std::fill(from, from + part, 1);
-  });
-  double fastest = std::numeric_limits<double>::infinity();
-  for (int pass = 0; pass < 10; ++pass) {
-    const double start = seconds_now();
+/// A buffer of 4 last-level caches, 256 MiB at least, which is in no cache but for its end.
+class ColdMemory {
+ public:
+  /// Reads all of it on the pool's threads, a part on each: nothing else is cached then.
+  void empty_caches(ThreadPool& pool) {
+    const auto parts = static_cast<std::size_t>(pool.workers());
+    const std::size_t part = words(pool).size() / parts;
     pool.parallel_for(pool.workers(), [&](int task, int) {
-      const std::uint64_t* from = buffer.data() + part * static_cast<std::size_t>(task);
+      const std::uint64_t* from = buffer_.data() + part * static_cast<std::size_t>(task);
       std::uint64_t sum = 0;  // a loop that compilers vectorise
       for (std::size_t i = 0; i < part; ++i) sum += from[i];
       ::benchmark::DoNotOptimize(sum);
     });
-    fastest = std::min(fastest, seconds_now() - start);
   }
-  return static_cast<double>(part * parts * 8) / fastest;
-}
+
+  /// Bytes per second that the pool's threads together read: the fastest of ten passes.
+  [[nodiscard]] double read_bandwidth(ThreadPool& pool) {
+    double fastest = std::numeric_limits<double>::infinity();
+    const std::size_t bytes = words(pool).size() * sizeof(std::uint64_t);
+    for (int pass = 0; pass < 10; ++pass) {
+      const double start = seconds_now();
+      empty_caches(pool);
+      fastest = std::min(fastest, seconds_now() - start);
+    }
+    return static_cast<double>(bytes) / fastest;
+  }
+
+ private:
+  // Written once, by the threads that ask for it first.
+  [[nodiscard]] std::span<const std::uint64_t> words(ThreadPool& pool) {
+    if (buffer_.size() == 0) {
+      constexpr std::size_t kPart = 1 << 20;
+      const std::size_t bytes = std::max(4 * last_level_cache(), std::size_t{256} << 20);
+      const std::size_t parts = bytes / sizeof(std::uint64_t) / kPart;
+      if (!buffer_.resize(parts * kPart)) fail("no memory to empty the caches with");
+      pool.parallel_for(static_cast<int>(parts), [&](int task, int) {
+        std::uint64_t* from = buffer_.data() + kPart * static_cast<std::size_t>(task);
+        std::fill(from, from + kPart, 1);
+      });
+    }
+    return buffer_.span();
+  }
+
+  Buffer<std::uint64_t> buffer_;
+};
 
 /// Float multiply-adds per second of one thread: the fastest of ten runs of 12 chains that never
 /// leave the registers, more than latency times issue rate of processors so far.

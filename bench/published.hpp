@@ -90,7 +90,7 @@ class PublishedDecode {
     std::vector<float> projections;
   };
 
-  PublishedDecode(const Workload<T>& workload, int workers)
+  PublishedDecode(Workload<T>& workload, int workers)
       : workload_(workload), heads_(static_cast<std::size_t>(workers)) {
     for (Head& head : heads_) {
       head.mask.resize(static_cast<std::size_t>(workload.shape().tokens));
@@ -103,10 +103,10 @@ class PublishedDecode {
   }
 
   /// Attention of all query heads to one layer; out [query_heads, head_dim].
-  void run(ThreadPool& pool, int layer, const PublishedIndex& index, std::span<float> out) {
+  void run(ThreadPool& pool, const PublishedIndex& index, std::span<float> out) {
     const int heads = workload_.attention_shape().query_heads;
     pool.parallel_for(heads, [&](int query_head, int worker) {
-      attend(layer, index, query_head, heads_[static_cast<std::size_t>(worker)],
+      attend(index, query_head, heads_[static_cast<std::size_t>(worker)],
              out.data() + std::int64_t{query_head} * dim());
     });
   }
@@ -139,18 +139,17 @@ class PublishedDecode {
     return workload_.queries().data() + std::int64_t{query_head} * dim();
   }
 
-  void attend(int layer, const PublishedIndex& index, int query_head, Head& head,
-              float* out) const {
+  void attend(const PublishedIndex& index, int query_head, Head& head, float* out) const {
     const int kv_head = query_head / group();
     const std::size_t drawn = draw(index, query_head, head).size();
-    const auto& view = workload_.view(layer);
+    const auto& view = workload_.view();
     head.rows.clear();
     for (const TokenId t : head.tokens) head.rows.push_back(view.key(kv_head, t));
     head.weights.resize(head.tokens.size());
     const auto count = static_cast<int>(head.rows.size());
     Ops::dot_rows(Rows<T>{.rows = head.rows.data(), .count = count, .dim = dim()},
                   query(query_head), 1, head.weights.data());
-    weigh(layer, kv_head, query(query_head), drawn, head);
+    weigh(kv_head, query(query_head), drawn, head);
     head.rows.clear();
     for (const TokenId t : head.tokens) head.rows.push_back(view.value(kv_head, t));
     for (int j = 0; j < dim(); ++j) out[j] = 0.0F;
@@ -159,9 +158,9 @@ class PublishedDecode {
   }
 
   // Inner products of exact and drawn tokens to softmax weights.
-  void weigh(int layer, int kv_head, const float* q, std::size_t drawn, Head& head) const {
-    const float* centre = workload_.index(0).centre(kv_head);
-    const float* norms = workload_.norms(layer, kv_head);
+  void weigh(int kv_head, const float* q, std::size_t drawn, Head& head) const {
+    const float* centre = workload_.index().centre(kv_head);
+    const float* norms = workload_.index().norms(kv_head);
     float shift = 0.0F;
     float square = 0.0F;
     for (int j = 0; j < dim(); ++j) {
@@ -186,7 +185,7 @@ class PublishedDecode {
     for (float& weight : head.weights) weight /= sum;
   }
 
-  const Workload<T>& workload_;
+  Workload<T>& workload_;
   std::vector<Head> heads_;
 };
 

@@ -16,19 +16,6 @@
 
 namespace magicpig::bench {
 
-/// The rotation of methods that draw from (10, 150) tables, made once per workload.
-template <class T>
-[[nodiscard]] const Rotation& tables_rotation(Harness& harness, Workload<T>& workload,
-                                              const Collisions& sampler) {
-  return harness.rotation("tables", [&] {
-    const WorkloadShape& shape = workload.shape();
-    const std::string name = "tables/n:" + std::to_string(shape.tokens) +
-                             "/dim:" + std::to_string(shape.head_dim) +
-                             "/group:" + std::to_string(shape.group) + "/" + dtype_name<T>();
-    return make_rotation(workload, name, tables_traffic(workload, sampler), true);
-  });
-}
-
 /// Scratch of attention for one KV head, and outputs for all.
 template <class T>
 struct AttendMemory {
@@ -48,6 +35,20 @@ struct AttendMemory {
     }
   }
 
+  /// For one KV head; the memory serves one at a time.
+  [[nodiscard]] Attend<Ops, StridedKeyValues<T>> attend(const Workload<T>& workload, int kv_head) {
+    return {{.key_values = workload.view(),
+             .kv_head = kv_head,
+             .queries = workload.queries(kv_head),
+             .scale = workload.scale()},
+            scratch,
+            totals};
+  }
+  void finish(Attend<Ops, StridedKeyValues<T>>& attend) {
+    attend.finish();
+    totals.write(states.data(), nullptr);
+  }
+
   std::vector<std::byte> memory;
   AttendScratch scratch;
   AttendTotals totals;
@@ -58,7 +59,7 @@ struct AttendMemory {
 /// The queries of all KV heads of a layer to codes. The planes are shared by all layers.
 inline void time_hash(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
   auto& workload = harness.workload<bf16>(shape);
-  const RememberingHash& family = workload.family();
+  const SimHash& family = workload.family();
   std::vector<Code> codes(static_cast<std::size_t>(shape.group * shape.index.tables));
   std::vector<float> scratch(family.scratch_floats(shape.group));
   FastestIteration fastest;
@@ -80,96 +81,68 @@ template <class T>
 void time_retrieve(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
   auto& workload = harness.workload<T>(shape);
   const Collisions sampler = make_collisions(workload);
-  Rotation rotation = tables_rotation(harness, workload, sampler);
-  rotation.traffic.bytes = 0.0;
-  for (int h = 0; h < kKvHeads; ++h) rotation.traffic.bytes += table_bytes(workload, h);
+  Traffic traffic = tables_traffic(workload, sampler);
+  traffic.bytes = 0.0;
+  for (int h = 0; h < kKvHeads; ++h) traffic.bytes += table_bytes(workload, h);
   SamplerScratch<Collisions> scratch(sampler, workload);
-  FastestIteration fastest;
-  for (auto _ : state) {
-    const int layer = workload.next_layer(rotation.layers);
-    fastest.start();
+  time_cold(state, harness, harness.pool(1), traffic, [&] {
     for (int h = 0; h < kKvHeads; ++h) {
-      const auto candidates = sampler.draw<Ops>(workload.draw_input(layer, h), *scratch);
+      const auto candidates = sampler.draw<Ops>(workload.draw_input(h), *scratch);
       ::benchmark::DoNotOptimize(candidates.tokens.data());
     }
-    fastest.stop();
-  }
-  set_counters(state, rotation, fastest);
+  });
 }
 
 /// Attention to every token of one layer, all KV heads.
 template <class T>
 void time_attend_exact(::benchmark::State& state, Harness& harness, const WorkloadShape& shape) {
   auto& workload = harness.workload<T>(shape, false);
-  const Rotation& rotation = harness.rotation("exact", [&] {
-    return make_rotation(workload, "stage/attend/exact", exact_traffic(workload), false);
-  });
   AttendMemory<T> memory(workload);
-  FastestIteration fastest;
-  for (auto _ : state) {
-    const int layer = workload.next_layer(rotation.layers);
-    fastest.start();
+  time_cold(state, harness, harness.pool(1), exact_traffic(workload), [&] {
     for (int h = 0; h < kKvHeads; ++h) {
-      Attend<Ops, StridedKeyValues<T>> attend({.key_values = workload.view(layer),
-                                               .kv_head = h,
-                                               .queries = workload.queries(h),
-                                               .scale = workload.scale()},
-                                              memory.scratch, memory.totals);
+      auto attend = memory.attend(workload, h);
       attend.add_exact({.begin = 0, .end = shape.tokens});
-      attend.finish();
-      memory.totals.write(memory.states.data(), nullptr);
+      memory.finish(attend);
     }
-    fastest.stop();
-    ::benchmark::ClobberMemory();
-  }
-  set_counters(state, rotation, fastest);
-}
-
-/// Makes an inclusion read norms elsewhere.
-inline void move_norms(CosineInclusion& inclusion, const float* norms) { inclusion.norms = norms; }
-inline void move_norms(ConstantInclusion&, const float*) {}
-template <class Inner>
-void move_norms(UnionInclusion<Inner>& inclusion, const float* norms) {
-  move_norms(inclusion.inner, norms);
+  });
 }
 
 /// Attention to one sampler's candidates of one layer, all KV heads; returns the seconds of the
-/// fastest step. Each head's draw comes before, outside of the time and from the first layer's
-/// index (all are the same); rows and norms come from the layer's own memory.
+/// fastest step. Candidates are drawn once, before; their lists are cached when a head's turn
+/// comes, as they are after a draw.
 template <class T, class Sampler, class Estimator>
-double time_candidates(::benchmark::State& state, Workload<T>& workload, const Sampler& sampler,
-                       const Estimator& estimator, const Rotation& rotation) {
-  workload.make_norms(rotation.layers);
-  SamplerScratch<Sampler> scratch(sampler, workload);
+double time_candidates(::benchmark::State& state, Harness& harness, Workload<T>& workload,
+                       const Sampler& sampler, const Estimator& estimator, const Traffic& traffic) {
+  std::vector<SamplerScratch<Sampler>> scratch;
+  for (int h = 0; h < kKvHeads; ++h) scratch.emplace_back(sampler, workload);
+  const auto draw = [&](int h) {
+    return sampler.template draw<Ops>(workload.draw_input(h),
+                                      *scratch[static_cast<std::size_t>(h)]);
+  };
+  std::vector<decltype(draw(0))> drawn;
+  for (int h = 0; h < kKvHeads; ++h) drawn.push_back(draw(h));
   AttendMemory<T> memory(workload);
   double fastest = std::numeric_limits<double>::infinity();
   for (auto _ : state) {
-    const int layer = workload.next_layer(rotation.layers);
+    harness.cold_memory().empty_caches(harness.pool(1));
     double seconds = 0.0;
     for (int h = 0; h < kKvHeads; ++h) {
-      const auto input = workload.draw_input(0, h);
-      auto candidates = sampler.template draw<Ops>(input, *scratch);
-      move_norms(candidates.inclusion, workload.norms(layer, h));
+      const auto& candidates = drawn[static_cast<std::size_t>(h)];
+      std::uint64_t sum = 0;
+      for (const TokenId token : candidates.tokens) sum += static_cast<std::uint64_t>(token);
+      for (const std::uint32_t members : candidates.members) sum += members;
+      ::benchmark::DoNotOptimize(sum);
       const double start = seconds_now();
-      Attend<Ops, StridedKeyValues<T>> attend({.key_values = workload.view(layer),
-                                               .kv_head = h,
-                                               .queries = input.queries,
-                                               .scale = input.scale},
-                                              memory.scratch, memory.totals);
+      auto attend = memory.attend(workload, h);
       attend.add_candidates(candidates, estimator);
-      attend.finish();
-      memory.totals.write(memory.states.data(), nullptr);
+      memory.finish(attend);
       seconds += seconds_now() - start;
       ::benchmark::ClobberMemory();
     }
     state.SetIterationTime(seconds);
     fastest = std::min(fastest, seconds);
   }
-  state.counters["rows"] = rotation.traffic.rows;
-  state.counters["bytes"] = rotation.traffic.bytes;
-  state.counters["layers"] = rotation.layers;
-  state.counters["fastest_us"] = fastest * 1e6;
-  state.counters["fastest_GB_per_s"] = rotation.traffic.bytes / fastest * 1e-9;
+  set_counters(state, traffic, fastest);
   return fastest;
 }
 
@@ -179,14 +152,14 @@ void time_attend_candidates(::benchmark::State& state, Harness& harness,
                             const WorkloadShape& shape) {
   auto& workload = harness.workload<T>(shape);
   const Collisions sampler = make_collisions(workload);
-  Rotation rotation = tables_rotation(harness, workload, sampler);
-  rotation.traffic.bytes = 0.0;
+  Traffic traffic = tables_traffic(workload, sampler);
+  traffic.bytes = 0.0;
   SamplerScratch<Collisions> scratch(sampler, workload);
   for (int h = 0; h < kKvHeads; ++h) {
-    const auto candidates = sampler.draw<Ops>(workload.draw_input(0, h), *scratch);
-    rotation.traffic.bytes += gather_bytes(workload, h, candidates, true);
+    const auto candidates = sampler.draw<Ops>(workload.draw_input(h), *scratch);
+    traffic.bytes += gather_bytes(workload, h, candidates, true);
   }
-  time_candidates(state, workload, sampler, SelfNormalised{}, rotation);
+  time_candidates(state, harness, workload, sampler, SelfNormalised{}, traffic);
 }
 
 /// An index over the middle of one layer, from nothing. `bytes` are those of the index.
@@ -200,7 +173,7 @@ void time_build(::benchmark::State& state, Harness& harness, const WorkloadShape
   FastestIteration fastest;
   for (auto _ : state) {
     fastest.start();
-    const Status status = index->build(backend, workload.view(0), workload.middle());
+    const Status status = index->build(backend, workload.view(), workload.middle());
     fastest.stop();
     if (!status.ok()) return state.SkipWithError(status.message());
   }
@@ -225,7 +198,7 @@ void time_plain_build(::benchmark::State& state, Harness& harness, const Workloa
   for (auto _ : state) {
     for (int h = 0; h < kKvHeads; ++h) {
       for (std::size_t t = 0; t < tokens; ++t) {
-        const T* key = workload.view(0).key(h, middle.begin + static_cast<TokenId>(t));
+        const T* key = workload.view().key(h, middle.begin + static_cast<TokenId>(t));
         for (int l = 0; l < tables; ++l) {
           unsigned code = 0;
           for (int b = 0; b < shape.index.bits; ++b) {
@@ -258,13 +231,13 @@ void time_append(::benchmark::State& state, Harness& harness, const WorkloadShap
   const TokenRange before{.begin = middle.begin, .end = middle.end - kMore};
   auto index = Tables::create(workload.family(), {.kv_heads = kKvHeads, .seal_tokens = kMore});
   if (!index.ok()) return state.SkipWithError(index.status().message());
-  Status status = index->build(backend, workload.view(0), before);
+  Status status = index->build(backend, workload.view(), before);
   FastestIteration fastest;
   for (auto _ : state) {
     if (status.ok()) status = index->truncate(before.end);
     const double start = seconds_now();
     fastest.start();
-    if (status.ok()) status = index->append(backend, workload.view(0), middle.end);
+    if (status.ok()) status = index->append(backend, workload.view(), middle.end);
     fastest.stop();
     state.SetIterationTime(seconds_now() - start);
     if (!status.ok()) return state.SkipWithError(status.message());
@@ -308,13 +281,16 @@ inline void register_layer_stages(Harness& harness, const WorkloadShape& shape) 
                            "/dim:" + std::to_string(shape.head_dim) +
                            "/group:" + std::to_string(shape.group) + "/bf16";
   using ::benchmark::State;
-  register_stage("retrieve" + size,
-                 [&harness, shape](State& s) { time_retrieve<bf16>(s, harness, shape); });
-  register_stage("attend/candidates" + size, [&harness, shape](State& s) {
-    time_attend_candidates<bf16>(s, harness, shape);
-  })->UseManualTime();
-  register_stage("attend/exact" + size,
-                 [&harness, shape](State& s) { time_attend_exact<bf16>(s, harness, shape); });
+  register_stage("retrieve" + size, [&harness, shape](State& s) {
+    time_retrieve<bf16>(s, harness, shape);
+  })->Iterations(kColdSteps);
+  register_stage("attend/candidates" + size,
+                 [&harness, shape](State& s) { time_attend_candidates<bf16>(s, harness, shape); })
+      ->UseManualTime()
+      ->Iterations(kColdSteps);
+  register_stage("attend/exact" + size, [&harness, shape](State& s) {
+    time_attend_exact<bf16>(s, harness, shape);
+  })->Iterations(kColdSteps);
 }
 
 inline void register_index_stages(Harness& harness, const WorkloadShape& shape) {
