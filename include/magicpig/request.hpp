@@ -22,9 +22,10 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Indexed tokens below which reading all of them takes less time than drawing from them (bench:
-/// decode/exact and decode/tables by n).
-inline constexpr TokenId kExactBelow = 2048;
+/// Indexed tokens below which reading all of them takes less time than drawing from them: the times
+/// cross near 1,200 tokens for (10, 150) tables and near 1,400 for (12, 48) with probing
+/// (docs/performance; group 4, head_dim 128, bf16).
+inline constexpr TokenId kExactBelow = 1280;
 
 /// What all requests of a decode step share. The sampler is the host's and must outlive the call.
 template <class SamplerType = Exact, class EstimatorType = SelfNormalised>
