@@ -106,8 +106,9 @@ void check_published(Workload<T>& workload, const Collisions& sampler, const Pub
       square += std::pow(static_cast<double>(memory.out[i]), 2);
     }
     // Its formula cancels in float where u is small: a few times 1e-7 of u = 1e-4.
-    if (!(error <= 1e-4 * square))
+    if (!(error <= 1e-4 * square)) {
       fail("the published algorithm and the library put out different things");
+    }
   }
 }
 
@@ -153,8 +154,8 @@ template <class T>
 void register_run(Harness& harness, Run run) {
   for (const Method<T>& method : methods<T>()) {
     if (!(method.index == run.shape.index)) continue;
-    // Not UseRealTime(): it appends to the name. The times shown are wall-clock times all the same;
-    // only how often a step is repeated follows from the calling thread's CPU time.
+    // Not UseRealTime(): it appends to the name, and the times shown are wall-clock times all the
+    // same.
     ::benchmark::RegisterBenchmark(
         run_name(method.name, run, dtype_name<T>()).c_str(),
         [&harness, run, method](State& state) { method.run(state, harness, run); })

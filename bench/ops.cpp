@@ -22,6 +22,7 @@
 #include "magicpig/cpu/highway.hpp"
 #include "magicpig/cpu/scalar.hpp"
 #include "magicpig/cpu/xsimd.hpp"
+#include "synthetic.hpp"
 
 namespace {
 
@@ -42,14 +43,6 @@ std::vector<float> normals(std::size_t count, std::uint64_t seed) {
   return numbers;
 }
 
-void put(float* row, int j, float x) { row[j] = x; }
-void put(fp16* row, int j, float x) { row[j] = to_fp16(x); }
-void put(bf16* row, int j, float x) { row[j] = to_bf16(x); }
-void put(q8_0* row, int j, float x) {
-  row[j / kQ8Block].scale = to_fp16(0.03F);
-  row[j / kQ8Block].values[j % kQ8Block] = static_cast<std::int8_t>(x / 0.03F);
-}
-
 /// Everything that the functions read and write: 10 to 27 KiB, with what they make of it.
 template <class T>
 struct Data {
@@ -58,7 +51,7 @@ struct Data {
     for (int i = 0; i < kCount; ++i) {
       T* row = keys.data() + static_cast<std::size_t>(i * kDim / kScalarsPerElement<T>);
       pointers.push_back(row);
-      for (int j = 0; j < kDim; ++j) put(row, j, scalars[static_cast<std::size_t>(i * kDim + j)]);
+      bench::write_row(scalars.data() + std::ptrdiff_t{i} * kDim, kDim, row);
     }
   }
   [[nodiscard]] Rows<T> rows() const {

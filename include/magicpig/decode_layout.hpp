@@ -59,9 +59,8 @@ class DecodeLayout {
     First* list = first(workspace);
     First next;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      list[i] = next;
       next.parts = static_cast<std::uint32_t>(exact_parts(plan, requests[i]).count());
-      list[i].parts = next.parts;
+      list[i] = next;
       const std::uint32_t more = static_cast<std::uint32_t>(shape_.kv_heads) * next.parts;
       next.task += more;
       if (next.parts > 1) next.slot += more;

@@ -11,6 +11,16 @@ function(check_interface target)
   endforeach()
 endfunction()
 
+# use_components(<target> <component>...): links them, checks them and tells consumer.cpp of them.
+function(use_components target)
+  foreach(component IN LISTS ARGN)
+    target_link_libraries(${target} PRIVATE magicpig::${component})
+    string(TOUPPER "CONSUMER_USES_${component}" definition)
+    target_compile_definitions(${target} PRIVATE ${definition})
+    check_interface(magicpig::${component})
+  endforeach()
+endfunction()
+
 # check_nothing_leaks(<directory>): no test, program, dependency or cache variable of a vendored magicpig.
 function(check_nothing_leaks directory)
   get_property(tests DIRECTORY "${directory}" PROPERTY TESTS)
