@@ -28,6 +28,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/executor.hpp"
+#include "magicpig/core/prefetch.hpp"
 
 namespace magicpig::bench {
 
@@ -115,29 +116,55 @@ class ColdMemory {
  public:
   /// Reads all of it on the pool's threads, a part on each: nothing else is cached then.
   void empty_caches(ThreadPool& pool) {
-    const auto parts = static_cast<std::size_t>(pool.workers());
-    const std::size_t part = words(pool).size() / parts;
-    pool.parallel_for(pool.workers(), [&](int task, int) {
-      const std::uint64_t* from = buffer_.data() + part * static_cast<std::size_t>(task);
+    read(pool, [](const std::uint64_t* from, std::size_t count) {
       std::uint64_t sum = 0;  // a loop that compilers vectorise
-      for (std::size_t i = 0; i < part; ++i) sum += from[i];
-      ::benchmark::DoNotOptimize(sum);
+      for (std::size_t i = 0; i < count; ++i) sum += from[i];
+      return sum;
     });
   }
 
-  /// Bytes per second that the pool's threads together read: the fastest of ten passes.
+  /// Bytes per second that the pool's threads together read: the fastest of ten passes, five of
+  /// them with prefetches a page ahead, which are faster where registers are narrow.
   [[nodiscard]] double read_bandwidth(ThreadPool& pool) {
     double fastest = std::numeric_limits<double>::infinity();
     const std::size_t bytes = words(pool).size() * sizeof(std::uint64_t);
-    for (int pass = 0; pass < 10; ++pass) {
-      const double start = seconds_now();
+    const auto note = [&](double start) { fastest = std::min(fastest, seconds_now() - start); };
+    for (int pass = 0; pass < 5; ++pass) {
+      double start = seconds_now();
       empty_caches(pool);
-      fastest = std::min(fastest, seconds_now() - start);
+      note(start);
+      start = seconds_now();
+      read_with_prefetches(pool);
+      note(start);
     }
     return static_cast<double>(bytes) / fastest;
   }
 
  private:
+  // sum(first, count) of each thread's part.
+  template <class Sum>
+  void read(ThreadPool& pool, const Sum& sum) {
+    const auto parts = static_cast<std::size_t>(pool.workers());
+    const std::size_t part = words(pool).size() / parts;
+    pool.parallel_for(pool.workers(), [&](int task, int) {
+      const std::uint64_t total = sum(buffer_.data() + part * static_cast<std::size_t>(task), part);
+      ::benchmark::DoNotOptimize(total);
+    });
+  }
+
+  void read_with_prefetches(ThreadPool& pool) {
+    read(pool, [](const std::uint64_t* from, std::size_t count) {
+      constexpr std::size_t kLine = kCacheLine / sizeof(std::uint64_t);
+      constexpr std::size_t kAhead = 4096 / sizeof(std::uint64_t);
+      std::uint64_t sum = 0;
+      for (std::size_t i = 0; i + kLine <= count; i += kLine) {
+        prefetch_far(from + i + kAhead, kCacheLine);
+        for (std::size_t j = 0; j < kLine; ++j) sum += from[i + j];
+      }
+      return sum;
+    });
+  }
+
   // Written once, by the threads that ask for it first.
   [[nodiscard]] std::span<const std::uint64_t> words(ThreadPool& pool) {
     if (buffer_.size() == 0) {

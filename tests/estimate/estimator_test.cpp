@@ -41,31 +41,27 @@ TEST_CASE("Uncorrected.weighs_every_token_1") {
   for (const float weight : x) CHECK(weight == 0.0F);
 }
 
-const TokenId kTokens[] = {3, 4, 9, 12, 20, 21};
-const float kDots[6] = {};
+// Candidates 1 to 4 of a list, of which the first head reads the last two and the second all.
+constexpr TokenId kTokens[] = {9, 12, 4, 7, 9, 12};
+constexpr std::int32_t kPositions[] = {3, 4, 1, 2, 3, 4};
+constexpr HeadReads kHeads[] = {{.row = 0, .at = 0, .count = 2}, {.row = 2, .at = 2, .count = 4}};
+constexpr float kDots[6] = {};
+const CandidateTile kTile{
+    .tokens = kTokens, .positions = kPositions, .dots = kDots, .heads = kHeads, .reads = 6};
 
 TEST_CASE("ConstantInclusion.is_the_same_for_every_token_and_head") {
-  float out[3];
-  for (int head = 0; head < 2; ++head) {
-    ConstantInclusion{.log_pi = -1.25F}.log_probability<ScalarOps>(
-        {.tokens = kTokens, .dots = kDots, .first = 2, .count = 3, .head = head}, out);
-    for (const float log_pi : out) CHECK(log_pi == -1.25F);
-  }
+  float out[6];
+  ConstantInclusion{.log_pi = -1.25F}.log_probability<ScalarOps>(kTile, out);
+  for (const float log_pi : out) CHECK(log_pi == -1.25F);
 }
 
-TEST_CASE("KnownInclusion.finds_each_head_at_its_stride_and_each_tile_at_its_place") {
+TEST_CASE("KnownInclusion.finds_each_head_at_its_stride_and_each_token_at_its_position") {
   const float log_pi[] = {-1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11, -12};
-  float out[2];
-  const KnownInclusion own{.log_pi = log_pi, .stride = 6};
-  own.log_probability<ScalarOps>(
-      {.tokens = kTokens + 3, .dots = kDots, .first = 3, .count = 2, .head = 1}, out);
-  CHECK(out[0] == -10.0F);
-  CHECK(out[1] == -11.0F);
-  const KnownInclusion shared{.log_pi = log_pi, .stride = 0};
-  shared.log_probability<ScalarOps>(
-      {.tokens = kTokens + 3, .dots = kDots, .first = 3, .count = 2, .head = 1}, out);
-  CHECK(out[0] == -4.0F);
-  CHECK(out[1] == -5.0F);
+  std::vector<float> out(6);
+  KnownInclusion{.log_pi = log_pi, .stride = 6}.log_probability<ScalarOps>(kTile, out.data());
+  CHECK(out == std::vector<float>{-4, -5, -8, -9, -10, -11});
+  KnownInclusion{.log_pi = log_pi, .stride = 0}.log_probability<ScalarOps>(kTile, out.data());
+  CHECK(out == std::vector<float>{-4, -5, -2, -3, -4, -5});
 }
 
 TEST_CASE("UnionInclusion.is_the_probability_of_either_of_two_independent_draws") {
@@ -73,8 +69,7 @@ TEST_CASE("UnionInclusion.is_the_probability_of_either_of_two_independent_draws"
     for (const float log_u : kLogPi) {
       const UnionInclusion<ConstantInclusion> either{.inner = {.log_pi = log_u}, .rho = rho};
       float out[6];
-      either.log_probability<ScalarOps>(
-          {.tokens = kTokens, .dots = kDots, .first = 0, .count = 6, .head = 0}, out);
+      either.log_probability<ScalarOps>(kTile, out);
       const double u = std::exp(static_cast<double>(log_u));
       const auto r = static_cast<double>(rho);
       for (const float log_pi : out) {

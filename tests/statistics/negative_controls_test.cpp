@@ -155,15 +155,10 @@ struct ProductOfHeads {
   struct Scratch {
     Collisions::Scratch collisions;
     float* log_pi = nullptr;
-    float* dots = nullptr;
-    float* one = nullptr;
   };
   [[nodiscard]] Scratch carve(Arena& arena, const DrawLimits& limits) const {
     const auto n = static_cast<std::size_t>(limits.tokens);
-    return {.collisions = collisions.carve(arena, limits),
-            .log_pi = arena.take<float>(n),
-            .dots = arena.take<float>(n),
-            .one = arena.take<float>(n)};
+    return {.collisions = collisions.carve(arena, limits), .log_pi = arena.take<float>(n)};
   }
   template <class Ops, class Source, class IndexType>
   Candidates<KnownInclusion> draw(const DrawInput<Source, IndexType>& input,
@@ -172,19 +167,16 @@ struct ProductOfHeads {
     const int count = static_cast<int>(found.tokens.size());
     std::vector<const float*> rows;
     for (const TokenId t : found.tokens) rows.push_back(input.key_values.key(input.kv_head, t));
+    const std::size_t heads = static_cast<std::size_t>(input.queries.count);
+    std::vector<float> dots(heads * rows.size());
+    std::vector<float> one(dots.size());
+    Ops::dot_rows(Rows<float>{.rows = rows.data(), .count = count, .dim = input.queries.dim},
+                  input.queries.data, input.queries.count, dots.data());
+    found.inclusion.template log_probability<Ops>(
+        SharedTile(found.tokens, input.queries.count).view(dots.data()), one.data());
     std::vector<double> missed(rows.size(), 1.0);
-    for (int g = 0; g < input.queries.count; ++g) {
-      Ops::dot_rows(Rows<float>{.rows = rows.data(), .count = count, .dim = input.queries.dim},
-                    input.queries[g], 1, scratch.dots);
-      found.inclusion.template log_probability<Ops>({.tokens = found.tokens.data(),
-                                                     .dots = scratch.dots,
-                                                     .first = 0,
-                                                     .count = count,
-                                                     .head = g},
-                                                    scratch.one);
-      for (std::size_t i = 0; i < missed.size(); ++i) {
-        missed[i] *= 1.0 - std::exp(static_cast<double>(scratch.one[i]));
-      }
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      missed[i % rows.size()] *= 1.0 - std::exp(static_cast<double>(one[i]));
     }
     for (std::size_t i = 0; i < missed.size(); ++i) {
       scratch.log_pi[i] = static_cast<float>(std::log(1.0 - missed[i]));

@@ -153,6 +153,26 @@ struct Drawn {
   }
 };
 
+/// All candidates as one tile that every head of the group reads.
+struct SharedTile {
+  SharedTile(std::span<const TokenId> candidates, int group) : tokens(candidates) {
+    const auto count = static_cast<int>(tokens.size());
+    for (int i = 0; i < count; ++i) positions.push_back(i);
+    for (int g = 0; g < group; ++g) heads.push_back({.row = 0, .at = g * count, .count = count});
+  }
+  [[nodiscard]] CandidateTile view(const float* dots /* [group, candidates] */) const {
+    return {.tokens = tokens.data(),
+            .positions = positions.data(),
+            .dots = dots,
+            .heads = heads,
+            .reads = static_cast<int>(tokens.size() * heads.size())};
+  }
+
+  std::span<const TokenId> tokens;
+  std::vector<std::int32_t> positions;
+  std::vector<HeadReads> heads;
+};
+
 /// What a sampler draws for KV head `kv_head` of a problem.
 template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
 [[nodiscard]] Drawn draw_tokens(const Sampler& sampler, const Problem<T>& problem,
@@ -180,19 +200,21 @@ template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
   Drawn drawn{.tokens = {candidates.tokens.begin(), candidates.tokens.end()},
               .members = {candidates.members.begin(), candidates.members.end()},
               .log_pi = {}};
-  const int count = static_cast<int>(drawn.tokens.size());
+  const auto count = drawn.tokens.size();
   std::vector<const T*> rows;
   for (const TokenId t : drawn.tokens) rows.push_back(source.key(kv_head, t));
-  for (int g = 0; g < shape.group(); ++g) {
-    std::vector<float> dots(drawn.tokens.size());
-    std::vector<float> log_pi(drawn.tokens.size());
-    ScalarOps::dot_rows(Rows<T>{.rows = rows.data(), .count = count, .dim = shape.head_dim},
-                        input.queries[g], 1, dots.data());
-    candidates.inclusion.template log_probability<ScalarOps>(
-        {.tokens = drawn.tokens.data(), .dots = dots.data(), .first = 0, .count = count, .head = g},
-        log_pi.data());
-    drawn.log_pi.push_back(log_pi);
+  std::vector<float> dots(static_cast<std::size_t>(shape.group()) * count);
+  ScalarOps::dot_rows(
+      Rows<T>{.rows = rows.data(), .count = static_cast<int>(count), .dim = shape.head_dim},
+      input.queries.data, shape.group(), dots.data());
+  const SharedTile tile(drawn.tokens, shape.group());
+  std::vector<float> log_pi(dots.size());
+  candidates.inclusion.template log_probability<ScalarOps>(tile.view(dots.data()), log_pi.data());
+  for (std::size_t at = 0; at < log_pi.size(); at += count) {
+    const auto own = std::span<const float>(log_pi).subspan(at, count);
+    drawn.log_pi.emplace_back(own.begin(), own.end());
   }
+  if (count == 0) drawn.log_pi.resize(static_cast<std::size_t>(shape.group()));
   return drawn;
 }
 

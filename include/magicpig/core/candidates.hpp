@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -23,15 +24,21 @@ struct QueryGroup {
   [[nodiscard]] std::uint32_t everyone() const { return ~0U >> (kMaxGroup - count); }
 };
 
-/// Part of a candidate list: candidates [first, first + count) as seen by query heads
-/// [head, head + heads) of the group, with their inner products.
-struct CandidateTile {
-  const TokenId* tokens = nullptr;  ///< [count]
-  const float* dots = nullptr;      ///< [heads, count], q.k, unscaled
-  int first = 0;
+/// What one query head reads of a tile: rows [row, row + count), with its own inner products, and
+/// whatever is computed from them, at [at, at + count).
+struct HeadReads {
+  int row = 0;
+  int at = 0;
   int count = 0;
-  int head = 0;
-  int heads = 1;
+};
+
+/// Part of a candidate list, row by row, and which of the rows each head reads.
+struct CandidateTile {
+  const TokenId* tokens = nullptr;          ///< [rows]
+  const std::int32_t* positions = nullptr;  ///< [rows], of the tokens in the candidate list
+  const float* dots = nullptr;              ///< [reads], q.k, unscaled
+  std::span<const HeadReads> heads;         ///< [query heads of the group]
+  int reads = 0;                            ///< of all heads
 };
 
 /// Gives log pi of the candidates of a tile: the natural log of the probability, over the sampler's
@@ -40,7 +47,7 @@ struct CandidateTile {
 /// says that it holds for tokens that were not drawn, too.
 template <class I, class Ops>
 concept InclusionOver = requires(const I& inclusion, const CandidateTile& tile,
-                                 float* log_pi /* [heads, count] */) {
+                                 float* log_pi /* [reads] */) {
   { I::kAnyToken } -> std::convertible_to<bool>;
   inclusion.template log_probability<Ops>(tile, log_pi);
 };
@@ -71,9 +78,10 @@ struct KnownInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    for (int g = 0; g < tile.heads; ++g) {
-      const float* own = log_pi + (tile.head + g) * stride + tile.first;
-      for (int i = 0; i < tile.count; ++i) out[std::int64_t{g} * tile.count + i] = own[i];
+    for (std::size_t g = 0; g < tile.heads.size(); ++g) {
+      const HeadReads& head = tile.heads[g];
+      const float* own = log_pi + static_cast<std::int64_t>(g) * stride;
+      for (int i = 0; i < head.count; ++i) out[head.at + i] = own[tile.positions[head.row + i]];
     }
   }
 };
@@ -85,7 +93,7 @@ struct ConstantInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    for (int i = 0; i < tile.heads * tile.count; ++i) out[i] = log_pi;
+    for (int i = 0; i < tile.reads; ++i) out[i] = log_pi;
   }
 };
 

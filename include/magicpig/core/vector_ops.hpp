@@ -18,7 +18,7 @@ struct Rows {
   const T* const* rows = nullptr;
   int count = 0;
   int dim = 0;
-  const Rows* next = nullptr;  ///< rows wanted soon, to be brought into cache meanwhile, or null
+  const Rows* next = nullptr;  ///< rows wanted soon, or null: the i-th is asked for with row i
 };
 
 /// Asks for bytes [begin, end) of row i, if there are such rows and such a row.

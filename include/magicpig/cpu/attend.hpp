@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -22,28 +23,41 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Rows per tile. The keys of a tile are read while its values travel from memory, and these while
-/// the next keys do: 32 rows of 256 bytes are 8 KiB each, about a microsecond of memory bandwidth.
-/// Of 32, 48, 64, 96 and 128 rows 32 is the fastest at one head per group (bench: decode/exact).
+/// Tokens per tile that all heads read. The keys of a tile are read while its values travel from
+/// memory, and these while the next keys do: 32 rows of 256 bytes are 8 KiB each, about a
+/// microsecond of memory bandwidth. Of 32, 48, 64, 96 and 128 tokens 32 is the fastest at one head
+/// per group (bench: decode/exact).
 inline constexpr int kAttendTile = 32;
+
+/// Tokens per tile of which each head reads those that it drew: as many more as leave each head
+/// whole vectors of weights. Of 32, 64, 128 and 256 tokens 256 is the fastest by a little, but its
+/// keys and values and the next ones fill a second-level cache of 256 KiB (bench:
+/// stage/attend/candidates).
+inline constexpr int kAttendOwnTile = 128;
+
+/// Rows per tile, each as often as a head reads it on its own: room for two heads per token. A tile
+/// that needs more takes fewer tokens.
+inline constexpr int kAttendRows = 2 * kAttendOwnTile;
+static_assert(kAttendRows >= kMaxGroup && kAttendRows >= kAttendTile);
 
 /// Scratch of one worker.
 struct AttendScratch {
-  float* weights = nullptr;      // [group, kAttendTile] inner products, then logits, then weights
-  float* log_pi = nullptr;       // [group, kAttendTile]
-  float* correction = nullptr;   // [kAttendTile] log of the estimator's factor
-  float* spread = nullptr;       // [group, kAttendTile] (1 - pi) omega^2
+  float* weights = nullptr;      // [reads] inner products, then logits, then weights
+  float* log_pi = nullptr;       // [reads]
+  float* correction = nullptr;   // [reads] log of the estimator's factor
+  float* spread = nullptr;       // [reads] (1 - pi) omega^2
   float* recent = nullptr;       // [group, value_dim] weighted values not yet in `values`
-  double* values = nullptr;      // [group, value_dim] weighted values
   float* spread_tile = nullptr;  // [group, value_dim] values of one tile weighted by spread
 
   [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim) {
     const auto heads = static_cast<std::size_t>(group);
     const auto outputs = heads * static_cast<std::size_t>(value_dim);
-    return {.weights = arena.take<float>(heads * kAttendTile),
-            .log_pi = arena.take<float>(heads * kAttendTile),
-            .correction = arena.take<float>(heads * kAttendTile),
-            .spread = arena.take<float>(heads * kAttendTile),
+    const std::size_t shared = heads * kAttendTile;
+    const std::size_t reads = shared > kAttendRows ? shared : kAttendRows;
+    return {.weights = arena.take<float>(reads),
+            .log_pi = arena.take<float>(reads),
+            .correction = arena.take<float>(reads),
+            .spread = arena.take<float>(reads),
             .recent = arena.take<float>(outputs),
             .spread_tile = arena.take<float>(outputs)};
   }
@@ -79,12 +93,16 @@ class Attend {
 
   /// Every token of `range`, weight exp(logit).
   void add_exact(TokenRange range) {
-    const auto token_at = [&](int i) { return range.begin + i; };
-    for_each_tile(range.size(), token_at, [&](int, int count) {
-      for (std::int64_t i = 0; i < std::int64_t{in_.queries.count} * count; ++i) {
-        s_.weights[i] *= in_.scale;
-      }
-      absorb(count);
+    TokenId first = range.begin;
+    const auto fill = [&](Tile& tile) {
+      const TokenRange part{.begin = first,
+                            .end = range.end - first < kTile ? range.end : first + kTile};
+      fill_shared(tile, part.size(), [&](int i) { return part.begin + i; });
+      first = part.end;
+    };
+    for_each_tile(fill, [&](const Tile& tile) {
+      for (int i = 0; i < tile.reads; ++i) s_.weights[i] *= in_.scale;
+      weigh(tile);
     });
     for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += range.size();
   }
@@ -93,31 +111,27 @@ class Attend {
   template <class Inclusion, class Estimator>
   requires InclusionOver<Inclusion, Ops> && EstimatorOver<Estimator, Ops>
   void add_candidates(const Candidates<Inclusion>& candidates, const Estimator& estimator) {
-    const TokenId* tokens = candidates.tokens.data();
-    const auto total = static_cast<int>(candidates.tokens.size());
-    const auto token_at = [&](int i) { return tokens[i]; };
-    prefetch_inclusion(candidates.inclusion, tokens, total < kTile ? total : kTile);
-    *totals_.read += total;
-    for_each_tile(total, token_at, [&](int first, int count) {
-      const int next = first + count;
-      prefetch_inclusion(candidates.inclusion, tokens + next,
-                         total - next < kTile ? total - next : kTile);
-      const int all = in_.queries.count * count;
-      candidates.inclusion.template log_probability<Ops>({.tokens = tokens + first,
-                                                          .dots = s_.weights,
-                                                          .first = first,
-                                                          .count = count,
-                                                          .head = 0,
-                                                          .heads = in_.queries.count},
-                                                         s_.log_pi);
-      for (int i = 0; i < all; ++i) s_.correction[i] = s_.log_pi[i];
-      estimator.template log_weight<Ops>(s_.correction, all);
-      for (int i = 0; i < all; ++i) {
+    int first = 0;
+    const auto fill = [&](Tile& tile) {
+      first = fill_candidates(tile, candidates, first);
+      prefetch_inclusion(candidates.inclusion, tile.tokens, tile.rows);
+    };
+    *totals_.read += static_cast<std::int64_t>(candidates.tokens.size());
+    for_each_tile(fill, [&](const Tile& tile) {
+      candidates.inclusion.template log_probability<Ops>(
+          {.tokens = tile.tokens,
+           .positions = tile.positions,
+           .dots = s_.weights,
+           .heads = {tile.heads, static_cast<std::size_t>(in_.queries.count)},
+           .reads = tile.reads},
+          s_.log_pi);
+      for (int i = 0; i < tile.reads; ++i) s_.correction[i] = s_.log_pi[i];
+      estimator.template log_weight<Ops>(s_.correction, tile.reads);
+      for (int i = 0; i < tile.reads; ++i) {
         s_.weights[i] = s_.weights[i] * in_.scale + s_.correction[i];
       }
-      if (!candidates.members.empty()) drop_others(candidates.members.data() + first, count);
-      absorb(count);
-      if (in_.report) account(candidates.members, first, count);
+      weigh(tile);
+      if (in_.report) account(tile);
     });
   }
 
@@ -125,52 +139,139 @@ class Attend {
   void finish() { add_up_recent(); }
 
  private:
-  // For each tile of `total` tokens, the i-th of which is token_at(i): computes the inner products,
-  // then calls use(first, count), which reads the values. While the keys of a tile are read its
-  // values are fetched into cache, and while those are read the keys of the next tile.
-  template <class TokenAt, class Use>
-  void for_each_tile(int total, const TokenAt& token_at, const Use& use) {
-    next_keys_ = point_at_keys(0, total, token_at);
-    for (int first = 0; first < total; first += kTile) {
-      const Rows<Scalar> keys{.rows = next_keys_.rows,
-                              .count = next_keys_.count,
-                              .dim = next_keys_.dim,
-                              .next = &values_};
-      values_ = {.rows = value_rows_, .count = keys.count, .dim = in_.key_values.value_dim()};
-      for (int i = 0; i < keys.count; ++i) {
-        value_rows_[i] = in_.key_values.value(in_.kv_head, token_at(first + i));
-      }
-      Ops::dot_rows(keys, in_.queries.data, in_.queries.count, s_.weights);
-      next_keys_ = point_at_keys(first + kTile, total, token_at);
-      use(first, keys.count);
-    }
+  // Tokens that travel from memory together. All heads read all rows, or each head has rows of its
+  // own, the tokens that it drew, one head's behind the other's.
+  struct Tile {
+    bool shared = true;
+    int count = 0;  // tokens
+    int rows = 0;   // as often as they are multiplied
+    int reads = 0;  // of all heads
+    HeadReads heads[kMaxGroup];
+    const Scalar* keys[kAttendRows];
+    const Scalar* values[kAttendRows];
+    TokenId tokens[kAttendRows];
+    std::int32_t positions[kAttendRows];  // in the candidate list
+  };
+
+  // Rows that are multiplied at once, with as many heads as read them.
+  struct Batch {
+    int row = 0;
+    int count = 0;
+    int head = 0;
+    int heads = 1;
+    int at = 0;  // of the first head's reads
+  };
+
+  [[nodiscard]] int batches(const Tile& tile) const { return tile.shared ? 1 : in_.queries.count; }
+  [[nodiscard]] Batch batch(const Tile& tile, int b) const {
+    if (tile.shared) return {.count = tile.rows, .heads = in_.queries.count};
+    const HeadReads& own = tile.heads[b];
+    return {.row = own.row, .count = own.count, .head = b, .at = own.at};
+  }
+  [[nodiscard]] Rows<Scalar> keys(const Tile& tile, const Batch& batch,
+                                  const Rows<Scalar>* next = nullptr) const {
+    return {
+        .rows = tile.keys + batch.row, .count = batch.count, .dim = in_.queries.dim, .next = next};
+  }
+  [[nodiscard]] Rows<Scalar> values(const Tile& tile, const Batch& batch,
+                                    const Rows<Scalar>* next = nullptr) const {
+    return {.rows = tile.values + batch.row,
+            .count = batch.count,
+            .dim = in_.key_values.value_dim(),
+            .next = next};
   }
 
+  // `count` tokens, the i-th of which is token_at(i), that all heads read.
   template <class TokenAt>
-  Rows<Scalar> point_at_keys(int first, int total, const TokenAt& token_at) {
-    const int rest = total > first ? total - first : 0;
-    const int count = rest < kTile ? rest : kTile;
-    for (int i = 0; i < count; ++i) {
-      key_rows_[i] = in_.key_values.key(in_.kv_head, token_at(first + i));
+  void fill_shared(Tile& tile, int count, const TokenAt& token_at) const {
+    tile.shared = true;
+    tile.count = tile.rows = count;
+    tile.reads = count * in_.queries.count;
+    for (int g = 0; g < in_.queries.count; ++g) {
+      tile.heads[g] = {.row = 0, .at = g * count, .count = count};
     }
-    return {.rows = key_rows_, .count = count, .dim = in_.queries.dim};
+    for (int i = 0; i < count; ++i) tile.tokens[i] = token_at(i);
+    point_at_rows(tile);
   }
 
-  // Candidates that only other heads drew get weight 0.
-  void drop_others(const std::uint32_t* members, int count) {
+  // Candidates from `first` on; returns the first one of the next tile.
+  template <class Inclusion>
+  int fill_candidates(Tile& tile, const Candidates<Inclusion>& candidates, int first) const {
+    const TokenId* tokens = candidates.tokens.data() + first;
+    const int left = static_cast<int>(candidates.tokens.size()) - first;
+    if (candidates.members.empty()) {
+      const int count = left < kTile ? left : kTile;
+      fill_shared(tile, count, [&](int i) { return tokens[i]; });
+      for (int i = 0; i < count; ++i) tile.positions[i] = first + i;
+      return first + count;
+    }
+    const std::uint32_t* members = candidates.members.data() + first;
+    int count = left < kAttendOwnTile ? left : kAttendOwnTile;
+    int reads = 0;
+    for (int i = 0; i < count; ++i) reads += std::popcount(members[i]);
+    while (reads > kAttendRows) reads -= std::popcount(members[--count]);
+    tile.shared = false;
+    tile.count = count;
+    tile.rows = tile.reads = reads;
+    int places[kAttendRows + 1];  // of the rows, in `tokens`
+    int row = 0;
     for (int g = 0; g < in_.queries.count; ++g) {
-      float* logits = s_.weights + std::int64_t{g} * count;
-      for (int i = 0; i < count; ++i) {
-        if (((members[i] >> g) & 1U) == 0) logits[i] = kEmptyLse;
+      const int begin = row;
+      for (int i = 0; i < count; ++i) {  // no branch: whether a head drew a token is anyone's guess
+        places[row] = i;
+        row += static_cast<int>((members[i] >> g) & 1U);
+      }
+      tile.heads[g] = {.row = begin, .at = begin, .count = row - begin};
+    }
+    for (int i = 0; i < row; ++i) tile.tokens[i] = tokens[places[i]];
+    for (int i = 0; i < row; ++i) tile.positions[i] = first + places[i];
+    point_at_rows(tile);
+    return first + count;
+  }
+
+  void point_at_rows(Tile& tile) const {
+    for (int i = 0; i < tile.rows; ++i) {
+      tile.keys[i] = in_.key_values.key(in_.kv_head, tile.tokens[i]);
+      tile.values[i] = in_.key_values.value(in_.kv_head, tile.tokens[i]);
+    }
+  }
+
+  // For each tile that fill(tile) makes, until it makes an empty one: computes the inner products,
+  // calls use(tile), which turns them into weights, and adds the values. While the keys of a tile
+  // are read its values are fetched into cache, and while those are read the keys of the next tile.
+  template <class Fill, class Use>
+  void for_each_tile(const Fill& fill, const Use& use) {
+    fill(tiles_[0]);
+    for (int t = 0; tiles_[t].count > 0; t = 1 - t) {
+      const Tile& tile = tiles_[t];
+      Tile& next_tile = tiles_[1 - t];
+      fill(next_tile);
+      for (int b = 0; b < batches(tile); ++b) {
+        const Batch at = batch(tile, b);
+        const Rows<Scalar> next = values(tile, at);
+        Ops::dot_rows(keys(tile, at, &next), in_.queries[at.head], at.heads, s_.weights + at.at);
+      }
+      use(tile);
+      if (recent_rows_ + tile.count > kRecentRows) add_up_recent();
+      recent_rows_ += tile.count;
+      for (int b = 0; b < batches(tile); ++b) {
+        const Batch at = batch(tile, b);
+        const Rows<Scalar> next = keys(next_tile, batch(next_tile, b));
+        Ops::add_rows(values(tile, at, &next), s_.weights + at.at, at.heads,
+                      s_.recent + std::int64_t{at.head} * in_.key_values.value_dim());
+        for (int i = at.count; i < next.count; ++i) {
+          prefetch_row(&next, i, 0, row_bytes<Scalar>(static_cast<std::size_t>(next.dim)));
+        }
       }
     }
   }
 
-  // Turns the tile's logits into weights and adds its values.
-  void absorb(int count) {
+  // Turns the tile's logits into weights.
+  void weigh(const Tile& tile) {
     for (int g = 0; g < in_.queries.count; ++g) {
-      float* logits = s_.weights + std::int64_t{g} * count;
-      const float tile_largest = (Ops::max)(logits, count);
+      const HeadReads& own = tile.heads[g];
+      float* logits = s_.weights + own.at;
+      const float tile_largest = (Ops::max)(logits, own.count);
       if (tile_largest > totals_.sums[g].largest) {
         add_up_recent();
         totals_.raise(g, tile_largest);
@@ -178,12 +279,8 @@ class Attend {
       const float largest = totals_.sums[g].largest;
       // All logits -inf: any finite shift keeps the weights 0 and NaN visible.
       const float shift = largest == kEmptyLse ? 0.0F : largest;
-      totals_.sums[g].weight += static_cast<double>(Ops::exp_sum(logits, count, shift));
+      totals_.sums[g].weight += static_cast<double>(Ops::exp_sum(logits, own.count, shift));
     }
-    if (recent_rows_ + count > kRecentRows) add_up_recent();
-    recent_rows_ += count;
-    values_.next = &next_keys_;
-    Ops::add_rows(values_, s_.weights, in_.queries.count, s_.recent);
   }
 
   void add_up_recent() {
@@ -196,40 +293,41 @@ class Attend {
   }
 
   // Gathers the report's sums.
-  void account(std::span<const std::uint32_t> members, int first, int count) {
+  void account(const Tile& tile) {
     const int dim = in_.key_values.value_dim();
-    double norms[kTile];
-    for (int i = 0; i < count; ++i) {
+    double norms[kAttendRows];
+    for (int i = 0; i < tile.rows; ++i) {
       norms[i] = 0.0;
       for (int j = 0; j < dim; ++j) {
-        const auto v = static_cast<double>(scalar_at(value_rows_[i], j));
+        const auto v = static_cast<double>(scalar_at(tile.values[i], j));
         norms[i] += v * v;
       }
     }
-    const std::uint32_t* drawn_by = members.empty() ? nullptr : members.data() + first;
-    for (int g = 0; g < in_.queries.count; ++g) account_head(g, count, drawn_by, norms);
+    for (int g = 0; g < in_.queries.count; ++g) account_head(g, tile.heads[g], norms);
     const std::int64_t outputs = std::int64_t{in_.queries.count} * dim;
     for (std::int64_t i = 0; i < outputs; ++i) s_.spread_tile[i] = 0.0F;
-    Ops::add_rows(values_, s_.spread, in_.queries.count, s_.spread_tile);
+    for (int b = 0; b < batches(tile); ++b) {
+      const Batch at = batch(tile, b);
+      Ops::add_rows(values(tile, at), s_.spread + at.at, at.heads,
+                    s_.spread_tile + std::int64_t{at.head} * dim);
+    }
     for (std::int64_t i = 0; i < outputs; ++i) {
       totals_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
     }
   }
 
-  void account_head(int g, int count, const std::uint32_t* drawn_by, const double* norms) {
+  void account_head(int g, const HeadReads& own, const double* norms) {
     AttendSums& sums = totals_.sums[g];
-    for (int i = 0; i < count; ++i) {
-      const std::int64_t at = std::int64_t{g} * count + i;
-      const auto omega = static_cast<double>(s_.weights[at]);
-      const double pi = ::exp(static_cast<double>(s_.log_pi[at]));
+    for (int i = 0; i < own.count; ++i) {
+      const auto omega = static_cast<double>(s_.weights[own.at + i]);
+      const double pi = ::exp(static_cast<double>(s_.log_pi[own.at + i]));
       const double spread = (1.0 - pi) * omega * omega;
-      s_.spread[at] = static_cast<float>(spread);
-      if (drawn_by != nullptr && ((drawn_by[i] >> g) & 1U) == 0) continue;
+      s_.spread[own.at + i] = static_cast<float>(spread);
       sums.drawn += 1;
       sums.inverse_pi += 1.0 / pi;
       sums.inverse_pi_variance += (1.0 - pi) / (pi * pi);
       sums.spread += spread;
-      sums.spread_square += spread * norms[i];
+      sums.spread_square += spread * norms[own.row + i];
       if (pi >= 1.0) continue;
       sums.omega += omega;
       sums.omega_squared += omega * omega;
@@ -240,10 +338,7 @@ class Attend {
   AttendScratch s_;
   AttendTotals totals_;
   int recent_rows_ = 0;  // in recent
-  Rows<Scalar> next_keys_;
-  Rows<Scalar> values_;
-  const Scalar* key_rows_[kTile];
-  const Scalar* value_rows_[kTile];
+  Tile tiles_[2];
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -311,8 +311,8 @@ class HighwayDots {
 #endif
 };
 
-/// Weighted rows added to the sums of one, two or four heads, one step of columns at a time:
-/// the sums stay in registers while all rows go by.
+/// Weighted rows added to the sums of one, two or four heads, some columns at a time: the sums stay
+/// in registers while all rows go by.
 template <class T>
 class HighwaySums {
   using Loads = HighwayLoads;
@@ -329,14 +329,22 @@ class HighwaySums {
 
   template <int kHeads>
   HWY_INLINE static void add(const Block& block) {
+    constexpr int kMost = kSums / kHeads;
     const std::size_t dim = static_cast<std::size_t>(block.rows.dim);
     const std::size_t step = Loads::step();
     const std::size_t whole = dim / step * step;
-    for (std::size_t j = 0; j < whole; j += step) {
-      add_columns<kHeads>(block, block.sums + j, dim, j,
-                          [j](const T* row, Vector& a, Vector& b)
-                              HWY_ATTR { Loads::load(row, j, a, b); });
-    }
+    std::size_t j = 0;
+    const auto add_steps = [&](auto steps) HWY_ATTR {
+      for (; j + steps() * step <= whole; j += steps() * step) {
+        add_columns<kHeads, static_cast<int>(steps())>(
+            block, block.sums + j, dim, j,
+            [j](const T* row, std::size_t at, Vector& a, Vector& b)
+                HWY_ATTR { Loads::load(row, j + at, a, b); });
+      }
+    };
+    add_steps(std::integral_constant<std::size_t, kMost>());
+    if constexpr (kMost > 2) add_steps(std::integral_constant<std::size_t, 2>());
+    if constexpr (kMost > 1) add_steps(std::integral_constant<std::size_t, 1>());
     if (dim == whole) return;
     // A window of columns that ends with the rows; a row's scalars there are 0 where they were
     // added already. Sums of a row shorter than that get a place of their own.
@@ -344,49 +352,55 @@ class HighwaySums {
     const bool is_short = dim < step;
     float* window = is_short ? padded : block.sums + (dim - step);
     if (is_short) copy_columns<kHeads>(block.sums, dim, padded, step, dim);
-    add_columns<kHeads>(block, window, is_short ? step : dim, whole,
-                        [dim](const T* row, Vector& a, Vector& b)
-                            HWY_ATTR { Loads::load_rest(row, dim, a, b); });
+    add_columns<kHeads, 1>(block, window, is_short ? step : dim, whole,
+                           [dim](const T* row, std::size_t, Vector& a, Vector& b)
+                               HWY_ATTR { Loads::load_rest(row, dim, a, b); });
     if (is_short) copy_columns<kHeads>(padded, step, block.sums, dim, dim);
   }
 
  private:
-  // Head g's sums of these columns begin at sums[g * stride].
-  template <int kHeads, class Load>
+  // Pairs of accumulators, one per head and step of columns. Fewer would wait for each other:
+  // multiply-adds take four cycles, and two start in each.
+  static constexpr int kSums = 4;
+
+  // kSteps steps of columns from `column` on, where head g's sums begin at sums[g * stride].
+  template <int kHeads, int kSteps, class Load>
   HWY_INLINE static void add_columns(const Block& block, float* sums, std::size_t stride,
                                      std::size_t column, const Load& load) {
     const Tag d;
+    const std::size_t step = Loads::step();
     const Vector none = hn::Undefined(d);
     Vector a0 = none, a1 = none, a2 = none, a3 = none;
     Vector b0 = none, b1 = none, b2 = none, b3 = none;
-    const auto each_head = [&](const auto& function) HWY_ATTR {
-      function(0U, a0, b0);
-      if constexpr (kHeads > 1) function(1U, a1, b1);
-      if constexpr (kHeads > 2) {
-        function(2U, a2, b2);
-        function(3U, a3, b3);
-      }
+    const auto each_sum = [&](const auto& function) HWY_ATTR {
+      const auto call = [&](auto sum, Vector& a, Vector& b) HWY_ATTR {
+        if constexpr (sum() < kHeads * kSteps) function(sum() % kHeads, sum() / kHeads, a, b);
+      };
+      call(std::integral_constant<std::size_t, 0>(), a0, b0);
+      call(std::integral_constant<std::size_t, 1>(), a1, b1);
+      call(std::integral_constant<std::size_t, 2>(), a2, b2);
+      call(std::integral_constant<std::size_t, 3>(), a3, b3);
     };
-    each_head([=](std::size_t g, Vector& a, Vector& b)
-                  HWY_ATTR { Loads::load_like<T>(sums + g * stride, a, b); });
-    const int count = block.rows.count;
+    each_sum([=](std::size_t head, std::size_t at, Vector& a, Vector& b)
+                 HWY_ATTR { Loads::load_like<T>(sums + head * stride + at * step, a, b); });
+    const auto count = static_cast<std::size_t>(block.rows.count);
     const float* weights = block.weights;
-    for (int i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       if (block.first) {
-        prefetch_row(block.rows.next, i, row_bytes<T>(column),
-                     row_bytes<T>(column + Loads::step()));
+        prefetch_row(block.rows.next, static_cast<int>(i), row_bytes<T>(column),
+                     row_bytes<T>(column + kSteps * step));
       }
+      const T* row = block.rows.rows[i];
       Vector r, s;  // load() writes them
-      load(block.rows.rows[i], r, s);
-      each_head([=](std::size_t g, Vector& a, Vector& b) HWY_ATTR {
-        const Vector w =
-            hn::Set(d, weights[static_cast<std::size_t>(count) * g + static_cast<std::size_t>(i)]);
+      each_sum([&](std::size_t head, std::size_t at, Vector& a, Vector& b) HWY_ATTR {
+        if (head == 0) load(row, at * step, r, s);
+        const Vector w = hn::Set(d, weights[count * head + i]);
         a = hn::MulAdd(w, r, a);
         b = hn::MulAdd(w, s, b);
       });
     }
-    each_head([=](std::size_t g, Vector& a, Vector& b)
-                  HWY_ATTR { Loads::store_like<T>(a, b, sums + g * stride); });
+    each_sum([=](std::size_t head, std::size_t at, Vector& a, Vector& b)
+                 HWY_ATTR { Loads::store_like<T>(a, b, sums + head * stride + at * step); });
   }
 
   template <int kHeads>
@@ -541,9 +555,9 @@ struct HighwayOps {
     const Tag d;
     const Vector by = hn::Set(d, shift);
     Vector sum = hn::Zero(d);
-    transform(x, n, [&](Vector v, std::size_t count) HWY_ATTR {
+    transform(x, n, [&](Vector v, const auto& counts) HWY_ATTR {
       const Vector e = exp(hn::Sub(v, by));
-      sum = hn::Add(sum, count == hn::Lanes(d) ? e : hn::IfThenElseZero(hn::FirstN(d, count), e));
+      sum = hn::Add(sum, hn::IfThenElseZero(counts, e));
       return e;
     });
     return hn::GetLane(hn::SumOfLanes(d, sum));
@@ -554,12 +568,12 @@ struct HighwayOps {
     const Vector va = hn::Set(d, a);
     const Vector vb = hn::Set(d, b);
     if (a > 0.0F) {
-      transform(x, n, [&](Vector v, std::size_t) HWY_ATTR {
+      transform(x, n, [&](Vector v, const auto&) HWY_ATTR {
         return hn::Log(d, hn::MulAdd(vb, exp(v), va));
       });
     } else {  // log b + x, where exp(x) may be 0
       const Vector log_b = hn::Log(d, vb);
-      transform(x, n, [&](Vector v, std::size_t) HWY_ATTR { return hn::Add(log_b, v); });
+      transform(x, n, [&](Vector v, const auto&) HWY_ATTR { return hn::Add(log_b, v); });
     }
   }
 
@@ -571,7 +585,7 @@ struct HighwayOps {
     const Vector lowest = hn::Set(d, -1.0F);
     const Vector segments = hn::Set(d, static_cast<float>(curve.segments));
     const auto last = hn::Set(di, curve.segments - 1);
-    transform(x, n, [&](Vector v, std::size_t) HWY_ATTR {
+    transform(x, n, [&](Vector v, const auto&) HWY_ATTR {
       const Vector above = hn::IfThenElse(hn::Gt(v, lowest), v, lowest);  // NaN too becomes -1
       const Vector cosine = hn::IfThenElse(hn::Lt(above, one), above, one);
       const Vector place = hn::Mul(hn::Sqrt(hn::NegMulAdd(half, cosine, half)), segments);
@@ -659,21 +673,36 @@ struct HighwayOps {
     return HighwaySums<T>::template add<1>(block), 1;
   }
 
-  // x = function(x, lanes of x that count), vector by vector.
+  // x = function(x, which lanes count), vector by vector. The last vector ends with x and overlaps
+  // the one before, in lanes that do not count again; a shorter x is padded.
   template <class Function>
   HWY_INLINE static void transform(float* x, int n, const Function& function) {
     const Tag d;
     const std::size_t lanes = hn::Lanes(d);
     const std::size_t rest = static_cast<std::size_t>(n) % lanes;
     const std::size_t whole = static_cast<std::size_t>(n) - rest;
-    for (std::size_t i = 0; i < whole; i += lanes) {
-      hn::StoreU(function(hn::LoadU(d, x + i), lanes), d, x + i);
+    const auto every_lane = hn::FirstN(d, lanes);
+    if (rest == 0) return transform_whole(x, whole, every_lane, function);
+    if (whole == 0) {
+      HWY_ALIGN float padded[HighwayLoads::kMaxStep] = {};
+      std::memcpy(padded, x, rest * sizeof(float));
+      hn::Store(function(hn::Load(d, padded), hn::FirstN(d, rest)), d, padded);
+      std::memcpy(x, padded, rest * sizeof(float));
+      return;
     }
-    if (rest == 0) return;
-    HWY_ALIGN float padded[HighwayLoads::kMaxStep] = {};
-    std::memcpy(padded, x + whole, rest * sizeof(float));
-    hn::Store(function(hn::Load(d, padded), rest), d, padded);
-    std::memcpy(x + whole, padded, rest * sizeof(float));
+    float* end = x + n - lanes;
+    const Vector last = function(hn::LoadU(d, end), hn::Not(hn::FirstN(d, lanes - rest)));
+    transform_whole(x, whole, every_lane, function);
+    hn::StoreU(last, d, end);
+  }
+
+  template <class Mask, class Function>
+  HWY_INLINE static void transform_whole(float* x, std::size_t n, Mask every_lane,
+                                         const Function& function) {
+    const Tag d;
+    for (std::size_t i = 0; i < n; i += hn::Lanes(d)) {
+      hn::StoreU(function(hn::LoadU(d, x + i), every_lane), d, x + i);
+    }
   }
 
   // Highway's Exp returns 0 for NaN and is not defined for large arguments. Within the bounds taken

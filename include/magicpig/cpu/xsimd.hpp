@@ -306,8 +306,8 @@ class XsimdDots {
   }
 };
 
-/// Weighted rows added to the sums of one, two or four heads, one step of columns at a time:
-/// the sums stay in registers while all rows go by.
+/// Weighted rows added to the sums of one, two or four heads, some columns at a time: the sums stay
+/// in registers while all rows go by.
 template <class T>
 class XsimdSums {
   using Loads = XsimdLoads;
@@ -326,42 +326,61 @@ class XsimdSums {
     const auto dim = static_cast<std::size_t>(block.rows.dim);
     constexpr std::size_t kStep = Loads::kStep;
     const std::size_t whole = dim / kStep * kStep;
-    for (std::size_t j = 0; j < whole; j += kStep) {
-      add_columns<kHeads>(block, block.sums + j, dim, j,
-                          [j](const T* row) { return Loads::load(row, j); });
+    std::size_t j = 0;
+    const auto add_steps = [&](auto steps) {
+      for (; j + steps() * kStep <= whole; j += steps() * kStep) {
+        add_columns<kHeads, steps()>(
+            block, block.sums + j, dim, j,
+            [j](const T* row, std::size_t at) { return Loads::load(row, j + at); });
+      }
+    };
+    // The sums of one head in one step would wait for each other: multiply-adds take four cycles,
+    // and two start in each. Two heads in two steps g++ 12 keeps in memory.
+    if constexpr (kHeads == 1) {
+      add_steps(std::integral_constant<std::size_t, 4>());
+      add_steps(std::integral_constant<std::size_t, 2>());
     }
+    add_steps(std::integral_constant<std::size_t, 1>());
     if (dim == whole) return;
     // A window of columns that ends with the rows; a row's scalars there are 0 where they were
     // added already. Sums of a row shorter than that get a place of their own.
-    const auto load = [dim](const T* row) { return Loads::load_rest(row, dim); };
+    const auto load = [dim](const T* row, std::size_t) { return Loads::load_rest(row, dim); };
     if (dim >= kStep)
-      return add_columns<kHeads>(block, block.sums + (dim - kStep), dim, whole, load);
+      return add_columns<kHeads, 1>(block, block.sums + (dim - kStep), dim, whole, load);
     float padded[kHeads * kStep] = {};
     copy_columns<kHeads>(block.sums, dim, padded, kStep, dim);
-    add_columns<kHeads>(block, padded, kStep, whole, load);
+    add_columns<kHeads, 1>(block, padded, kStep, whole, load);
     copy_columns<kHeads>(padded, kStep, block.sums, dim, dim);
   }
 
  private:
-  // Head g's sums of these columns begin at sums[g * stride].
-  template <std::size_t kHeads, class Load>
+  // kSteps steps of columns from `column` on, where head g's sums begin at sums[g * stride].
+  template <std::size_t kHeads, std::size_t kSteps, class Load>
   static void add_columns(const Block& block, float* sums, std::size_t stride, std::size_t column,
                           const Load& load) {
-    Pair totals[kHeads];
-    xsimd_unroll<kHeads>([&](auto g) { totals[g] = Loads::load_like<T>(sums + g * stride); });
+    constexpr std::size_t kStep = Loads::kStep;
+    Pair totals[kHeads * kSteps];
+    const auto place = [=](std::size_t i) {
+      return sums + i % kHeads * stride + i / kHeads * kStep;
+    };
+    xsimd_unroll<kHeads * kSteps>([&](auto i) { totals[i] = Loads::load_like<T>(place(i)); });
     const int count = block.rows.count;
     for (int i = 0; i < count; ++i) {
       if (block.first) {
-        prefetch_row(block.rows.next, i, row_bytes<T>(column), row_bytes<T>(column + Loads::kStep));
+        prefetch_row(block.rows.next, i, row_bytes<T>(column),
+                     row_bytes<T>(column + kSteps * kStep));
       }
-      const Pair row = load(block.rows.rows[i]);
-      xsimd_unroll<kHeads>([&](auto g) {
-        const Loads::Vector w(block.weights[static_cast<std::int64_t>(g()) * count + i]);
-        totals[g].a = xsimd::fma(w, row.a, totals[g].a);
-        totals[g].b = xsimd::fma(w, row.b, totals[g].b);
+      xsimd_unroll<kSteps>([&](auto step) {
+        const Pair row = load(block.rows.rows[i], step * kStep);
+        xsimd_unroll<kHeads>([&](auto g) {
+          const Loads::Vector w(block.weights[static_cast<std::int64_t>(g()) * count + i]);
+          Pair& total = totals[step * kHeads + g];
+          total.a = xsimd::fma(w, row.a, total.a);
+          total.b = xsimd::fma(w, row.b, total.b);
+        });
       });
     }
-    xsimd_unroll<kHeads>([&](auto g) { Loads::store_like<T>(totals[g], sums + g * stride); });
+    xsimd_unroll<kHeads * kSteps>([&](auto i) { Loads::store_like<T>(totals[i], place(i)); });
   }
 
   template <std::size_t kHeads>

@@ -39,20 +39,22 @@ struct CosineInclusion {
 
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
-    // Loops over tokens alone, which compilers vectorise. The first head's row holds 1 / |k - c|
-    // until that head's turn, the last.
-    for (int i = 0; i < tile.count; ++i) {
-      const float norm = norms[tile.tokens[i] - first_token];
-      out[i] = norm > 0.0F ? 1.0F / norm : 0.0F;
+    for (std::size_t g = 0; g < tile.heads.size(); ++g) {
+      const HeadReads& head = tile.heads[g];
+      const TokenId* tokens = tile.tokens + head.row;
+      const float* dots = tile.dots + head.at;
+      float* cosines = out + head.at;
+      for (int i = 0; i < head.count; ++i) cosines[i] = norms[tokens[i] - first_token];
+      const float shift = query_centre[g];
+      const float factor = inverse_norm[g];
+      // Without a branch, so that compilers vectorise it.
+      for (int i = 0; i < head.count; ++i) {
+        const bool any = cosines[i] > 0.0F;
+        const float cosine = (dots[i] - shift) * factor / (any ? cosines[i] : 1.0F);
+        cosines[i] = any ? cosine : 0.0F;
+      }
     }
-    for (int g = tile.heads - 1; g >= 0; --g) {
-      const float* dots = tile.dots + std::int64_t{g} * tile.count;
-      float* cosines = out + std::int64_t{g} * tile.count;
-      const float shift = query_centre[tile.head + g];
-      const float factor = inverse_norm[tile.head + g];
-      for (int i = 0; i < tile.count; ++i) cosines[i] = (dots[i] - shift) * (factor * out[i]);
-    }
-    Ops::interpolate(curve, out, tile.heads * tile.count);
+    Ops::interpolate(curve, out, tile.reads);
   }
 
   void prefetch(const TokenId* tokens, int count) const {
@@ -236,16 +238,28 @@ class Collisions {
   // Appends the union over the group in token order; returns its size.
   static std::size_t emit(int segment_tokens, TokenId first, int group, Scratch& scratch,
                           std::size_t at) {
+    if (group <= 4) return emit<4>(segment_tokens, first, group, scratch, at);
+    if (group <= 8) return emit<8>(segment_tokens, first, group, scratch, at);
+    return emit<kMaxGroup>(segment_tokens, first, group, scratch, at);
+  }
+
+  // The same for up to kHeads heads: with a constant number of them their words stay in registers.
+  template <int kHeads>
+  static std::size_t emit(int segment_tokens, TokenId first, int group, Scratch& scratch,
+                          std::size_t at) {
     const std::size_t begin = at;
     for (int word = 0; word * 64 < segment_tokens; ++word) {
+      std::uint64_t drawn[kHeads];
       std::uint64_t any = 0;
-      for (int g = 0; g < group; ++g) any |= scratch.drawn[g * kWords + word];
+      for (int g = 0; g < kHeads; ++g) {
+        drawn[g] = g < group ? scratch.drawn[g * kWords + word] : 0;
+        any |= drawn[g];
+      }
       for (; any != 0; any &= any - 1) {
         const int bit = std::countr_zero(any);
         std::uint32_t members = 0;
-        for (int g = 0; g < group; ++g) {
-          members |= static_cast<std::uint32_t>((scratch.drawn[g * kWords + word] >> bit) & 1U)
-                     << g;
+        for (int g = 0; g < kHeads; ++g) {
+          members |= static_cast<std::uint32_t>((drawn[g] >> bit) & 1U) << g;
         }
         scratch.tokens[at] = first + word * 64 + bit;
         scratch.members[at++] = members;

@@ -29,7 +29,7 @@ struct UnionInclusion {
   template <class Ops>
   void log_probability(const CandidateTile& tile, float* out) const {
     inner.template log_probability<Ops>(tile, out);
-    Ops::log_affine_exp(out, tile.heads * tile.count, rho, 1.0F - rho);
+    Ops::log_affine_exp(out, tile.reads, rho, 1.0F - rho);
   }
   void prefetch(const TokenId* tokens, int count) const {
     prefetch_inclusion(inner, tokens, count);
