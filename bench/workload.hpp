@@ -174,9 +174,7 @@ class SamplerScratch {
  public:
   template <class T>
   SamplerScratch(const Sampler& sampler, const Workload<T>& workload) {
-    const DrawLimits limits{.head_dim = workload.shape().head_dim,
-                            .group = workload.shape().group,
-                            .tokens = workload.shape().tokens};
+    const DrawLimits limits{.group = workload.shape().group, .tokens = workload.shape().tokens};
     Arena measure;
     (void)sampler.carve(measure, limits);
     memory_.resize(measure.bytes_needed());

@@ -80,19 +80,6 @@ template <Executor E>
   return reference;
 }
 
-/// |out - exact| / |exact|, L2; 0 where both are zero.
-[[nodiscard]] inline double relative_error(std::span<const float> out,
-                                           std::span<const double> exact) {
-  double difference = 0.0;
-  double norm = 0.0;
-  for (std::size_t j = 0; j < out.size(); ++j) {
-    const double d = static_cast<double>(out[j]) - exact[j];
-    difference += d * d;
-    norm += exact[j] * exact[j];
-  }
-  return difference == 0.0 ? 0.0 : std::sqrt(difference / norm);
-}
-
 /// What one setting of one method did on one capture, over seeds, queries and heads.
 struct Outcome {
   std::vector<double> errors;          ///< relative L2, one per seed, query and query head

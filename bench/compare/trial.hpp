@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -19,6 +20,7 @@
 #include "compare/measure.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
+#include "relative_error.hpp"
 
 namespace magicpig::bench {
 

@@ -53,8 +53,7 @@ struct DecodeScratch {
   AttendTotals totals;
 
   static DecodeScratch carve(Arena& arena, const Plan& plan, TokenId indexed_tokens) {
-    const DrawLimits limits{
-        .head_dim = plan.shape.head_dim, .group = plan.shape.group(), .tokens = indexed_tokens};
+    const DrawLimits limits{.group = plan.shape.group(), .tokens = indexed_tokens};
     return {.sampler = plan.sampler->carve(arena, limits),
             .attend = AttendScratch::carve(arena, plan.shape.group(), plan.shape.value_dim),
             .totals = AttendTotals::carve(arena, plan.shape.group(), plan.shape.value_dim)};

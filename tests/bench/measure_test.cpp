@@ -10,6 +10,7 @@
 
 #include "compare/report.hpp"
 #include "magicpig/core/views.hpp"
+#include "relative_error.hpp"
 
 namespace {
 

@@ -224,7 +224,7 @@ TEST_CASE("Tables of (10, 150) draw about 2 % of the middle for each query head"
     const QueryGroup queries{
         .data = context.queries().data() + std::int64_t{h} * 4 * 128, .count = 4, .dim = 128};
     Arena measure;
-    const DrawLimits limits{.head_dim = 128, .group = 4, .tokens = kMiddle.size()};
+    const DrawLimits limits{.group = 4, .tokens = kMiddle.size()};
     (void)sampler->carve(measure, limits);
     std::vector<std::byte> memory(measure.bytes_needed());
     Arena arena(memory);

@@ -87,8 +87,7 @@ template <class Source>
 void dump_drawn(const Workbench& bench, const Source& all, const bench::Tables& tables,
                 const Collisions& sampler, Dump& dump) {
   const Shape& shape = bench.capture().shape();
-  const DrawLimits limits{
-      .head_dim = shape.head_dim, .group = shape.group(), .tokens = bench.middle().size()};
+  const DrawLimits limits{.group = shape.group(), .tokens = bench.middle().size()};
   Arena counting;
   (void)sampler.carve(counting, limits);
   std::vector<std::byte> memory(counting.bytes_needed());

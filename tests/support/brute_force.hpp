@@ -174,9 +174,7 @@ struct DrawnCandidates {
 template <class Ops, class Sampler, class Source, class IndexType>
 [[nodiscard]] DrawnCandidates draw_candidates(const Sampler& sampler,
                                               const DrawInput<Source, IndexType>& input) {
-  const DrawLimits limits{.head_dim = input.queries.dim,
-                          .group = input.queries.count,
-                          .tokens = input.index.indexed().size()};
+  const DrawLimits limits{.group = input.queries.count, .tokens = input.index.indexed().size()};
   Arena measure;
   (void)sampler.carve(measure, limits);
   std::vector<std::byte> memory(measure.bytes_needed());

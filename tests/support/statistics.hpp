@@ -189,8 +189,7 @@ template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
                   .dim = shape.head_dim},
       .scale = static_cast<float>(1.0 / std::sqrt(shape.head_dim)),
       .noise = noise};
-  const DrawLimits limits{
-      .head_dim = shape.head_dim, .group = shape.group(), .tokens = index.indexed().size()};
+  const DrawLimits limits{.group = shape.group(), .tokens = index.indexed().size()};
   Arena counting;
   (void)sampler.carve(counting, limits);
   std::vector<std::byte> memory(counting.bytes_needed());

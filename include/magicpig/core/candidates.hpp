@@ -118,7 +118,6 @@ struct DrawInput {
 
 /// Bounds for which a workspace is measured.
 struct DrawLimits {
-  int head_dim = 0;
   int group = 1;
   TokenId tokens = 0;  ///< largest indexed range
 };
