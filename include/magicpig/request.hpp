@@ -23,7 +23,7 @@
 namespace magicpig::inline MAGICPIG_ABI {
 
 /// Indexed tokens below which reading all of them takes less time than drawing from them: the times
-/// cross near 1,200 tokens for (10, 150) tables and near 1,400 for (12, 48) with probing
+/// cross near 1,000 tokens for (10, 150) tables and near 1,500 for (12, 48) with probing
 /// (docs/performance; group 4, head_dim 128, bf16).
 inline constexpr TokenId kExactBelow = 1280;
 
