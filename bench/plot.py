@@ -19,6 +19,7 @@ STYLES = {
     "oracle_ht": ("oracle, Horvitz-Thompson", "#0072B2", "o", "-"),
     "magicpig": ("MagicPIG, published rule", "#D55E00", "*", "none"),
     "tables": ("tables, other (K, L, t, r, ρ)", "#E69F00", "D", "none"),
+    "signatures": ("signatures, 1 to 4 bits", "#009E73", "^", "none"),
 }
 # For methods that this file does not know yet.
 SPARE = [("#009E73", "^"), ("#CC79A7", "P"), ("#F0E442", "X"), ("#8C510A", "h"), ("#5E3C99", "p")]

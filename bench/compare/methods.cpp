@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 7> kMethods{{
+  static constexpr std::array<Method, 8> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"uniform", "uniform sampling without replacement", uniform_settings},
@@ -19,6 +19,8 @@ std::span<const Method> all_methods() {
        published_settings},
       {"tables", "(K, L) tables with other thresholds t, probing radius r, uniform share rho",
        table_settings},
+      {"signatures", "one Poisson draw per KV head, by packed codes of 1 to 4 bits per dimension",
+       signature_settings},
   }};
   return kMethods;
 }

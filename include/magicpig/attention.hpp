@@ -6,7 +6,10 @@
 //
 //   hash        hash/simhash.hpp, rademacher.hpp, orthogonal.hpp   families of hash functions
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
-//   candidates  sample/collision.hpp, uniform.hpp, defensive.hpp   tokens with their probabilities
+//               index/signatures.hpp                               or as codes in a random rotation
+//   candidates  sample/collision.hpp, poisson.hpp                  tokens with their probabilities
+//               sample/uniform.hpp, defensive.hpp                  without hashes, and both
+//               together
 //   weights     estimate/estimator.hpp                             what a drawn token counts
 //   attend      cpu/attend.hpp, attend_totals.hpp                  one softmax over all of them
 //   tasks       decode_layout.hpp                                  parts for several workers
@@ -34,11 +37,14 @@
 #include "magicpig/cpu/scalar.hpp"
 #include "magicpig/decode_layout.hpp"
 #include "magicpig/estimate/estimator.hpp"
+#include "magicpig/hash/rotation.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/index/signatures.hpp"
 #include "magicpig/request.hpp"
 #include "magicpig/sample/collision.hpp"
 #include "magicpig/sample/defensive.hpp"
+#include "magicpig/sample/poisson.hpp"
 #include "magicpig/sample/sampler.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"

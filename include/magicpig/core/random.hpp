@@ -13,7 +13,13 @@
 namespace magicpig::inline MAGICPIG_ABI {
 
 /// What a random number is for; streams of different purpose never share a counter.
-enum class Purpose : std::uint32_t { kPlanes = 1, kUniform = 2, kPoisson = 3, kMultinomial = 4 };
+enum class Purpose : std::uint32_t {
+  kPlanes = 1,
+  kUniform = 2,
+  kPoisson = 3,
+  kMultinomial = 4,
+  kRotation = 5
+};
 
 /// Names one stream of random numbers. Two streams that differ in any field are independent.
 struct RandomKey {

@@ -12,6 +12,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
+#include "magicpig/index/centres.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -37,21 +38,11 @@ class KeyHasher {
            scratch_.resize(crew * floats_) && batches_.resize(crew * codes_);
   }
 
-  /// For each KV head the mean of the keys of `tokens`, to `centres` [kv_heads, dim]: one pass over
-  /// the keys, summed in double and in the order of tokens. Needs reserve() and a token.
+  /// mean_of_keys() to `centres` [kv_heads, dim]. Needs reserve() and a token.
   template <class Backend, KeyValueSource Source>
   void make_centres(const Backend& backend, const Source& source, TokenRange tokens,
                     float* centres) noexcept {
-    backend.executor.parallel_for(source.kv_heads(), [&](int h, int) {
-      double* sums = sums_.data() + std::int64_t{h} * dim();
-      float* centre = centres + std::int64_t{h} * dim();
-      for (int j = 0; j < dim(); ++j) sums[j] = 0.0;
-      for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-        const auto* key = source.key(h, t);
-        for (int j = 0; j < dim(); ++j) sums[j] += static_cast<double>(scalar_at(key, j));
-      }
-      for (int j = 0; j < dim(); ++j) centre[j] = static_cast<float>(sums[j] / tokens.size());
-    });
+    mean_of_keys(backend, source, tokens, sums_.data(), centres);
   }
 
   /// For the keys k of `tokens` of one KV head: |k - c| to `norms` [tokens] and the codes of k - c
@@ -116,18 +107,5 @@ class KeyHasher {
   Buffer<float> scratch_;   // [workers, floats_]
   Buffer<Code> batches_;    // [workers, codes_]: [kHashBatch, tables] each
 };
-
-/// The first token of `tokens` whose key of a KV head is not finite; `otherwise` if all are.
-template <KeyValueSource Source>
-[[nodiscard]] TokenId first_not_finite(const Source& source, int kv_head, TokenRange tokens,
-                                       TokenId otherwise) noexcept {
-  for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-    const auto* key = source.key(kv_head, t);
-    for (int j = 0; j < source.head_dim(); ++j) {
-      if (!std::isfinite(scalar_at(key, j))) return t;
-    }
-  }
-  return otherwise;
-}
 
 }  // namespace magicpig::inline MAGICPIG_ABI

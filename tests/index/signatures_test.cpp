@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// Signatures: building, growing and cutting them, and what they estimate.
+#include "magicpig/index/signatures.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "magicpig/attention.hpp"
+#include "problem.hpp"
+#include "statistics.hpp"
+
+namespace {
+
+using namespace magicpig;
+using namespace magicpig::test;
+
+using Index = Signatures<HadamardRotation>;
+
+HadamardRotation make_rotation(int dim, std::uint64_t seed = 1) {
+  auto rotation = HadamardRotation::create(dim, seed);
+  REQUIRE(rotation.ok());
+  return std::move(*rotation);
+}
+
+Index make_index(const HadamardRotation& rotation, const SignaturesConfig& config) {
+  auto index = Index::create(rotation, config);
+  REQUIRE(index.ok());
+  return std::move(*index);
+}
+
+// The code of one token, dimension by dimension.
+std::vector<int> codes_of(const Index& index, int kv_head, TokenId token) {
+  const TokenId local = token - index.indexed().begin;
+  const auto& segment = index.segment(local / kSignatureSegment, kv_head);
+  const int at = local % kSignatureSegment;
+  const int padded = index.rotation().padded();
+  const std::uint8_t* block =
+      segment.codes.data() + std::int64_t{at / kSignatureBlock} * index.rows_per_block() * 16;
+  std::vector<int> codes(static_cast<std::size_t>(padded));
+  for (int p = 0; p < index.levels().bits(); ++p) {
+    for (int j = 0; j < padded; ++j) {
+      const std::uint8_t byte = block[(p * padded / 4 + j / 4) * 16 + at % 16];
+      const int half = at % kSignatureBlock < 16 ? byte & 15 : byte >> 4;
+      codes[static_cast<std::size_t>(j)] |= ((half >> (j % 4)) & 1) << p;
+    }
+  }
+  return codes;
+}
+
+float factor_of(const Index& index, int kv_head, TokenId token) {
+  const TokenId local = token - index.indexed().begin;
+  return to_float(
+      index.segment(local / kSignatureSegment, kv_head).factors.data()[local % kSignatureSegment]);
+}
+
+bool same(const Index& a, const Index& b) {
+  if (!(a.indexed() == b.indexed())) return false;
+  for (int h = 0; h < a.kv_heads(); ++h) {
+    for (int j = 0; j < a.dim(); ++j) {
+      if (a.centre(h)[j] != b.centre(h)[j]) return false;
+    }
+    for (TokenId t = a.indexed().begin; t < a.indexed().end; ++t) {
+      if (codes_of(a, h, t) != codes_of(b, h, t)) return false;
+      if (factor_of(a, h, t) != factor_of(b, h, t)) return false;
+    }
+  }
+  return true;
+}
+
+constexpr Shape kShape{.query_heads = 4, .kv_heads = 2, .head_dim = 24, .value_dim = 8};
+
+TEST_CASE("Signatures.quantise_each_rotated_coordinate_to_its_nearest_level") {
+  const Problem<float> problem({.shape = kShape, .tokens = 100, .key_offset = 2.0});
+  const HadamardRotation rotation = make_rotation(24);
+  SerialExecutor executor;
+  for (int bits = 1; bits <= 4; ++bits) {
+    Index index = make_index(rotation, {.kv_heads = 2, .bits = bits});
+    REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {3, 100}).ok());
+    const Levels& levels = index.levels();
+    for (int h = 0; h < 2; ++h) {
+      for (TokenId t = 3; t < 100; ++t) {
+        std::vector<float> centred(24);
+        for (std::size_t j = 0; j < 24; ++j) {
+          centred[j] = problem.source().key(h, t)[j] - index.centre(h)[j];
+        }
+        std::vector<std::int32_t> rotated(24);
+        const Rotated result = rotation.rotate(centred.data(), rotated.data());
+        const double sigma = std::sqrt(static_cast<double>(result.square) / 24.0);
+        const std::vector<int> codes = codes_of(index, h, t);
+        double dot = 0.0;
+        for (std::size_t j = 0; j < 24; ++j) {
+          const double x = rotated[j] / sigma * (1 << Levels::kFraction);
+          int best = 0;
+          for (int c = 0; c < levels.count(); ++c) {
+            if (std::abs(x - levels.value(c)) < std::abs(x - levels.value(best))) best = c;
+          }
+          const double chosen = std::abs(x - levels.value(codes[j]));
+          CHECK(chosen <= std::abs(x - levels.value(best)) + 2.0);  // bounds are whole numbers
+          dot += static_cast<double>(levels.value(codes[j])) * rotated[j];
+        }
+        // A bf16 has 8 bits.
+        const double factor = result.unit * static_cast<double>(result.square) / dot;
+        CHECK(static_cast<double>(factor_of(index, h, t)) ==
+              doctest::Approx(factor).epsilon(0.004));
+      }
+    }
+  }
+}
+
+TEST_CASE("Signatures.keep_the_norms_of_centred_values_in_eighths_of_a_power_of_2") {
+  Problem<bf16> problem({.shape = kShape, .tokens = 60});
+  for (int j = 0; j < 8; ++j) problem.value(0, 7)[j] = to_bf16(1e30F);
+  problem.value(1, 9)[2] = to_bf16(std::numeric_limits<float>::infinity());
+  const HadamardRotation rotation = make_rotation(24);
+  SerialExecutor executor;
+  Index index = make_index(rotation, {.kv_heads = 2, .value_dim = 8});
+  REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {10, 60}).ok());
+  for (int h = 0; h < 2; ++h) {
+    double mean[8] = {};
+    for (TokenId t = 10; t < 60; ++t) {
+      for (int j = 0; j < 8; ++j) {
+        mean[j] += static_cast<double>(to_float(problem.source().value(h, t)[j])) / 50.0;
+      }
+    }
+    for (TokenId t = 10; t < 60; ++t) {
+      double square = 0.0;
+      for (int j = 0; j < 8; ++j) {
+        const double d = static_cast<double>(to_float(problem.source().value(h, t)[j])) - mean[j];
+        square += d * d;
+      }
+      const int stored = index.segment(0, h).value_norms.data()[t - 10];
+      CHECK(std::abs(stored - 4.0 * std::log2(square)) < 0.501);
+    }
+  }
+  // Not finite: the largest there is, and the keys are taken over all the same.
+  REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 60}).ok());
+  CHECK(index.segment(0, 1).value_norms.data()[9] == 1024);
+  const Problem<float> other(
+      {.shape = {.query_heads = 4, .kv_heads = 2, .head_dim = 24, .value_dim = 9}, .tokens = 60});
+  CHECK(index.build(make_backend<ScalarOps>(executor), other.source(), {0, 60}).code() ==
+        ErrorCode::kShapeMismatch);
+}
+
+TEST_CASE("Signatures.appended_token_by_token_and_cut_are_those_built_at_once") {
+  const Shape shape{.query_heads = 2, .kv_heads = 2, .head_dim = 9, .value_dim = 4};
+  const TokenId tokens = kSignatureSegment + 100;
+  const Problem<fp16> problem({.shape = shape, .tokens = tokens});
+  const HadamardRotation rotation = make_rotation(9);
+  auto pool = ThreadPool::create(3);
+  REQUIRE(pool.ok());
+  const auto backend = make_backend<ScalarOps>(**pool);
+  Index whole = make_index(rotation, {.kv_heads = 2, .bits = 3});
+  REQUIRE(whole.build(backend, problem.source(), {.begin = 5, .end = tokens}).ok());
+
+  Index grown = make_index(rotation, {.kv_heads = 2, .bits = 3});
+  REQUIRE(grown.build(backend, problem.source(), {.begin = 5, .end = tokens}).ok());
+  for (const TokenId cut : {kSignatureSegment + 60, kSignatureSegment + 5, 4000, 40}) {
+    CAPTURE(cut);
+    REQUIRE(grown.truncate(cut).ok());
+    CHECK(grown.indexed() == TokenRange{.begin = 5, .end = cut});
+    TokenId end = cut;
+    for (; end < cut + 40 && end < tokens; ++end) {
+      REQUIRE(grown.append(backend, problem.source(), end).ok());
+    }
+    REQUIRE(grown.append(backend, problem.source(), tokens).ok());
+    CHECK(same(grown, whole));
+    CHECK(grown.bytes() == whole.bytes());
+  }
+}
+
+TEST_CASE("Signatures.take_the_bytes_that_they_say") {
+  CHECK(Index::bytes_per_token(128, 1, true) == 20);
+  CHECK(Index::bytes_per_token(128, 2, false) == 34);
+  const Shape shape{.query_heads = 1, .kv_heads = 1, .head_dim = 64, .value_dim = 4};
+  const Problem<bf16> problem({.shape = shape, .tokens = 2 * kSignatureSegment});
+  const HadamardRotation rotation = make_rotation(64);
+  SerialExecutor executor;
+  Index index = make_index(rotation, {.bits = 2});
+  REQUIRE(index
+              .build(make_backend<ScalarOps>(executor), problem.source(),
+                     {.begin = 0, .end = 2 * kSignatureSegment})
+              .ok());
+  CHECK(index.bytes() == std::size_t{2 * kSignatureSegment} * 18 + 64 * sizeof(float));
+}
+
+// Over rotations f <x, R q> has the mean <q, k - c>, and an error that falls with bits.
+TEST_CASE("Signatures.estimate_inner_products_without_bias_over_rotations") {
+  const int dim = 64;
+  const Shape shape{.query_heads = 1, .kv_heads = 1, .head_dim = dim, .value_dim = 4};
+  const Problem<float> problem({.shape = shape, .tokens = 33});
+  SerialExecutor executor;
+  double before = std::numeric_limits<double>::infinity();
+  for (int bits = 1; bits <= 4; ++bits) {
+    CAPTURE(bits);
+    Sample error;
+    const int seeds = replications(1500);
+    for (int s = 0; s < seeds; ++s) {
+      const HadamardRotation rotation =
+          make_rotation(dim, first_seed() + static_cast<std::uint64_t>(s));
+      Index index = make_index(rotation, {.bits = bits});
+      REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 33}).ok());
+      std::vector<std::int32_t> rotated(static_cast<std::size_t>(dim));
+      const Rotated query = rotation.rotate(problem.query(0), rotated.data());
+      const TokenId token = 32;
+      const std::vector<int> codes = codes_of(index, 0, token);
+      double estimate = 0.0;
+      double exact = 0.0;
+      for (std::size_t j = 0; j < codes.size(); ++j) {
+        estimate += index.levels().value(codes[j]) * query.unit * rotated[j];
+        exact += static_cast<double>(problem.query(0)[j]) *
+                 static_cast<double>(problem.source().key(0, token)[j] - index.centre(0)[j]);
+      }
+      error.add(estimate * static_cast<double>(factor_of(index, 0, token)) - exact);
+    }
+    // The factor's rounding to bf16 is a bias of up to 2^-9 of an inner product of size 8.
+    CHECK(std::abs(error.mean()) < kZ * error.standard_error() + 8.0 / 512);
+    CHECK(error.variance() < before / 2.0);
+    before = error.variance();
+  }
+}
+
+TEST_CASE("Signatures.of_equal_keys_have_factor_0") {
+  Problem<float> problem({.shape = kShape, .tokens = 40});
+  for (TokenId t = 0; t < 40; ++t) {
+    for (int h = 0; h < 2; ++h) {
+      for (int j = 0; j < 24; ++j) problem.key(h, t)[j] = 0.5F;
+    }
+  }
+  const HadamardRotation rotation = make_rotation(24);
+  SerialExecutor executor;
+  Index index = make_index(rotation, {.kv_heads = 2});
+  REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 40}).ok());
+  for (TokenId t = 0; t < 40; ++t) CHECK(factor_of(index, 1, t) == 0.0F);
+}
+
+TEST_CASE("Signatures.refuse_keys_that_are_not_finite_and_stay_as_they_were") {
+  Problem<float> problem({.shape = kShape, .tokens = 90});
+  const HadamardRotation rotation = make_rotation(24);
+  SerialExecutor executor;
+  const auto backend = make_backend<ScalarOps>(executor);
+  Index index = make_index(rotation, {.kv_heads = 2});
+  Index before = make_index(rotation, {.kv_heads = 2});
+  REQUIRE(index.build(backend, problem.source(), {0, 50}).ok());
+  REQUIRE(before.build(backend, problem.source(), {0, 50}).ok());
+  const float kept = problem.key(1, 60)[3];
+  problem.key(1, 60)[3] = std::numeric_limits<float>::quiet_NaN();
+  const Status status = index.append(backend, problem.source(), 90);
+  CHECK(status.code() == ErrorCode::kNonFinite);
+  CHECK(std::string(status.message()) == "the key of token 60, KV head 1 is not finite");
+  CHECK(same(index, before));
+  CHECK(index.build(backend, problem.source(), {0, 90}).code() == ErrorCode::kNonFinite);
+  CHECK(same(index, before));
+  problem.key(1, 60)[3] = kept;
+  REQUIRE(index.append(backend, problem.source(), 90).ok());
+  REQUIRE(before.append(backend, problem.source(), 90).ok());
+  CHECK(same(index, before));
+}
+
+TEST_CASE("Signatures.refuse_what_is_out_of_bounds") {
+  const HadamardRotation rotation = make_rotation(24);
+  for (const SignaturesConfig config : {SignaturesConfig{.kv_heads = 0},
+                                        SignaturesConfig{.bits = 0}, SignaturesConfig{.bits = 5}}) {
+    CHECK(Index::create(rotation, config).status().code() == ErrorCode::kInvalidArgument);
+  }
+  const Problem<float> problem({.shape = kShape, .tokens = 20});
+  SerialExecutor executor;
+  const auto backend = make_backend<ScalarOps>(executor);
+  Index index = make_index(rotation, {.kv_heads = 2});
+  CHECK(index.build(backend, problem.source(), {0, 21}).code() == ErrorCode::kInvalidArgument);
+  CHECK(index.build(backend, problem.source(), {-1, 5}).code() == ErrorCode::kInvalidArgument);
+  CHECK(index.truncate(-1).code() == ErrorCode::kInvalidArgument);
+  Index other = make_index(rotation, {.kv_heads = 1});
+  CHECK(other.build(backend, problem.source(), {0, 20}).code() == ErrorCode::kShapeMismatch);
+}
+
+}  // namespace
