@@ -13,8 +13,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Levels of a quantiser for standard normal numbers with 1 to 4 bits: bit p is worth plus or minus
 /// amplitude[p], so that a code's product with a vector is the sum of one product per bit plane.
 /// The amplitudes minimise the mean square error; it is that of the best levels without this
-/// restriction (Lloyd 1982, Max 1960) for 1 and 2 bits, 2.5 % above for 3. Bit 0 is the sign for
-/// 1 and 2 bits; for 3 and 4 it differs from the sign for numbers near 0.
+/// restriction (Lloyd 1982, Max 1960) for 1 and 2 bits, 2 % above for 3 and 9 % for 4. Bit 0 is the
+/// sign for 1 and 2 bits; for 3 and 4 it differs from the sign for numbers near 0.
 class Levels {
  public:
   static constexpr int kMaxBits = 4;

@@ -17,7 +17,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// less what all tokens share, and where the index has it of the log of its value's norm, in steps
 /// of an eighth of log 2: score = f <x, R q> + log |v - u| with the code's vector x and the token's
 /// factor f. The query keeps its precision but for one rounding: each four bits of a code select
-/// one of 16 partial sums, which are rounded to 15 steps between plus and minus the largest.
+/// one of 16 partial sums, which are rounded to 255 steps between minus and plus the largest. With
+/// 15 steps, which would fit half a byte, errors are 7 to 12 % larger (magicpig_compare).
 ///
 /// Normative, so that every machine and backend has the same scores: integers throughout, but for
 /// two multiplications of floats per token without an addition, and one conversion towards zero.
