@@ -30,7 +30,6 @@ struct SignatureScores {
   struct Scratch {
     std::int32_t* rotated = nullptr;  // [padded]
     std::uint8_t* partial = nullptr;  // [group, rows, 16]
-    float* factors = nullptr;         // [group]
     std::int16_t* scores = nullptr;   // [group, tokens]
   };
 
@@ -40,7 +39,6 @@ struct SignatureScores {
     return {.rotated = arena.take<std::int32_t>(width),
             .partial =
                 arena.take<std::uint8_t>(group * width / 4 * static_cast<std::size_t>(bits) * 16),
-            .factors = arena.take<float>(group),
             .scores = arena.take<std::int16_t>(group * static_cast<std::size_t>(limits.tokens))};
   }
 
