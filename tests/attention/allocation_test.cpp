@@ -238,6 +238,12 @@ void check_samplers(Executor& executor) {
   check_no_allocation<Ops>(executor, problem, *TopK::create(budget), &range);
   check_no_allocation<Ops>(executor, problem, *OraclePoisson::create(budget), &range);
   check_no_allocation<Ops>(executor, problem, *OracleMultinomial::create(budget), &range);
+
+  const auto rotation = HadamardRotation::create(24, 1);
+  auto signatures = Signatures<HadamardRotation>::create(*rotation, {.kv_heads = 2, .bits = 2});
+  REQUIRE(signatures->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
+  check_no_allocation<Ops>(executor, problem, *Poisson::create(*rotation, 2, {.budget = budget}),
+                           &*signatures);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler, on one thread or three", Ops,
