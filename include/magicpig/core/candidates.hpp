@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "magicpig/core/random.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/version.hpp"
@@ -114,6 +115,15 @@ struct DrawInput {
   QueryGroup queries;
   float scale = 1.0F;  ///< logit = scale * q.k
   NoiseKey noise;
+
+  /// The random numbers of this draw.
+  [[nodiscard]] RandomStream noise_for(Purpose purpose) const {
+    return RandomStream({.seed = noise.seed,
+                         .layer = noise.layer,
+                         .head = static_cast<std::uint32_t>(kv_head),
+                         .stream = noise.step,
+                         .purpose = purpose});
+  }
 };
 
 /// Bounds for which a workspace is measured.

@@ -14,6 +14,8 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
+#include "magicpig/index/centres.hpp"
+#include "magicpig/index/checks.hpp"
 #include "magicpig/index/key_hasher.hpp"
 #include "magicpig/index/segment.hpp"
 #include "magicpig/version.hpp"
@@ -86,11 +88,10 @@ class BucketTables {
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
     Result<BucketTables> fresh = create(*family_, config_);
     if (!fresh.ok()) return fresh.status();
-    if (range.begin < 0 || range.end < range.begin) {
-      return Status::error(ErrorCode::kInvalidArgument, "range [%d, %d) is not a range of tokens",
-                           range.begin, range.end);
+    Status status = check_range(range);
+    if (status.ok()) {
+      status = check_source(source, kv_heads(), dim(), range.empty() ? 0 : range.end);
     }
-    Status status = check(source, range.empty() ? 0 : range.end);
     if (!status.ok()) return status;
     fresh->range_ = {.begin = range.begin, .end = range.begin};
     status = fresh->extend(backend, source, range.end);
@@ -105,7 +106,7 @@ class BucketTables {
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
-    const Status status = check(source, end);
+    const Status status = check_source(source, kv_heads(), dim(), end);
     if (!status.ok()) return status;
     const TokenId waiting = end - range_.end;
     return extend(backend, source, end - waiting % config_.seal_tokens);
@@ -219,21 +220,6 @@ class BucketTables {
       }
     }
     commit(change);
-    return Status();
-  }
-
-  template <KeyValueSource Source>
-  [[nodiscard]] Status check(const Source& source, TokenId end) const {
-    if (source.kv_heads() != config_.kv_heads || source.head_dim() != dim()) {
-      return Status::error(ErrorCode::kShapeMismatch,
-                           "source has %d KV heads of dimension %d, the index %d of %d",
-                           source.kv_heads(), source.head_dim(), config_.kv_heads, dim());
-    }
-    if (end > source.tokens()) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "cannot index up to token %d of a cache of %d tokens", end,
-                           source.tokens());
-    }
     return Status();
   }
 

@@ -29,24 +29,6 @@ void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange toke
   });
 }
 
-/// Of the keys.
-template <class Backend, KeyValueSource Source>
-void mean_of_keys(const Backend& backend, const Source& source, TokenRange tokens, double* sums,
-                  float* means) noexcept {
-  mean_of_rows(
-      backend, source.kv_heads(), source.head_dim(), tokens,
-      [&](int h, TokenId t) { return source.key(h, t); }, sums, means);
-}
-
-/// Of the values.
-template <class Backend, KeyValueSource Source>
-void mean_of_values(const Backend& backend, const Source& source, TokenRange tokens, double* sums,
-                    float* means) noexcept {
-  mean_of_rows(
-      backend, source.kv_heads(), source.value_dim(), tokens,
-      [&](int h, TokenId t) { return source.value(h, t); }, sums, means);
-}
-
 /// The first token of `tokens` whose key of a KV head is not finite; `otherwise` if all are.
 template <KeyValueSource Source>
 [[nodiscard]] TokenId first_not_finite(const Source& source, int kv_head, TokenRange tokens,

@@ -4,7 +4,6 @@
 
 #include <math.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -38,11 +37,13 @@ class KeyHasher {
            scratch_.resize(crew * floats_) && batches_.resize(crew * codes_);
   }
 
-  /// mean_of_keys() to `centres` [kv_heads, dim]. Needs reserve() and a token.
+  /// The means of the keys of `tokens` to `centres` [kv_heads, dim]. Needs reserve() and a token.
   template <class Backend, KeyValueSource Source>
   void make_centres(const Backend& backend, const Source& source, TokenRange tokens,
                     float* centres) noexcept {
-    mean_of_keys(backend, source, tokens, sums_.data(), centres);
+    mean_of_rows(
+        backend, source.kv_heads(), dim(), tokens,
+        [&](int h, TokenId t) { return source.key(h, t); }, sums_.data(), centres);
   }
 
   /// For the keys k of `tokens` of one KV head: |k - c| to `norms` [tokens] and the codes of k - c

@@ -20,6 +20,7 @@
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/hash/rotation.hpp"
 #include "magicpig/index/centres.hpp"
+#include "magicpig/index/checks.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -102,12 +103,10 @@ class Signatures {
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
     Result<Signatures> fresh = create(*rotation_, config_);
     if (!fresh.ok()) return fresh.status();
-    if (range.begin < 0 || range.end < range.begin) {
-      return Status::error(ErrorCode::kInvalidArgument, "range [%d, %d) is not a range of tokens",
-                           range.begin, range.end);
-    }
+    Status status = check_range(range);
+    if (!status.ok()) return status;
     fresh->range_ = {.begin = range.begin, .end = range.begin};
-    const Status status = fresh->append(backend, source, range.end);
+    status = fresh->append(backend, source, range.end);
     if (status.ok()) *this = std::move(*fresh);
     return status;
   }
@@ -135,10 +134,12 @@ class Signatures {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
     if (range_.empty()) {
-      mean_of_keys(backend, source, fresh, sums.data(), centres_.data());
-      if (config_.value_dim != 0) {
-        mean_of_values(backend, source, fresh, sums.data(), value_means_.data());
-      }
+      mean_of_rows(
+          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
+          sums.data(), centres_.data());
+      mean_of_rows(
+          backend, kv_heads(), config_.value_dim, fresh,
+          [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
     }
     status = encode(backend, source, fresh, centred.data(), scratch.data());
     if (status.ok()) range_.end = end;
@@ -213,21 +214,12 @@ class Signatures {
 
   template <KeyValueSource Source>
   [[nodiscard]] Status check(const Source& source, TokenId end) const {
-    if (source.kv_heads() != config_.kv_heads || source.head_dim() != dim()) {
-      return Status::error(ErrorCode::kShapeMismatch,
-                           "source has %d KV heads of dimension %d, the index %d of %d",
-                           source.kv_heads(), source.head_dim(), config_.kv_heads, dim());
+    const Status status = check_source(source, kv_heads(), dim(), end);
+    if (!status.ok() || config_.value_dim == 0 || source.value_dim() == config_.value_dim) {
+      return status;
     }
-    if (config_.value_dim != 0 && source.value_dim() != config_.value_dim) {
-      return Status::error(ErrorCode::kShapeMismatch, "source has values of %d, the index of %d",
-                           source.value_dim(), config_.value_dim);
-    }
-    if (end > source.tokens()) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "cannot index up to token %d of a cache of %d tokens", end,
-                           source.tokens());
-    }
-    return Status();
+    return Status::error(ErrorCode::kShapeMismatch, "source has values of %d, the index of %d",
+                         source.value_dim(), config_.value_dim);
   }
 
   // Segments for tokens up to `end`; what exists is kept as it is.

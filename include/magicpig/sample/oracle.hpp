@@ -76,11 +76,7 @@ class OraclePoisson {
       for (TokenId i = 0; i < n; ++i) scratch.size[i] += scratch.probabilities[i];
     }
     const double tau = threshold(scratch.size, n, budget_.of(n));
-    const RandomStream stream({.seed = input.noise.seed,
-                               .layer = input.noise.layer,
-                               .head = static_cast<std::uint32_t>(input.kv_head),
-                               .stream = input.noise.step,
-                               .purpose = Purpose::kPoisson});
+    const RandomStream stream = input.noise_for(Purpose::kPoisson);
     std::size_t count = 0;
     for (TokenId i = 0; i < n; ++i) {
       const double pi = scratch.size[i] < tau ? scratch.size[i] / tau : 1.0;
@@ -188,11 +184,7 @@ class OracleMultinomial {
   void draw_head(const DrawInput<Source, Index>& input, int g, TokenId n, Scratch& scratch) const {
     const TokenId each = draws_.of(n) / input.queries.count;
     const TokenId draws = each > 0 ? each : 1;
-    const RandomStream stream({.seed = input.noise.seed,
-                               .layer = input.noise.layer,
-                               .head = static_cast<std::uint32_t>(input.kv_head),
-                               .stream = input.noise.step,
-                               .purpose = Purpose::kMultinomial});
+    const RandomStream stream = input.noise_for(Purpose::kMultinomial);
     for (TokenId i = 1; i < n; ++i) scratch.cumulative[i] += scratch.cumulative[i - 1];
     std::fill(scratch.drawn, scratch.drawn + n, 0U);
     for (TokenId d = 0; d < draws; ++d) {

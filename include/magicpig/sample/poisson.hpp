@@ -102,11 +102,7 @@ class Poisson {
       add_sizes(scores + std::int64_t{g} * n, n, scratch.sizes);
     }
     const Threshold threshold(scratch.sizes, n, config_.budget.of(n));
-    const RandomStream stream({.seed = input.noise.seed,
-                               .layer = input.noise.layer,
-                               .head = static_cast<std::uint32_t>(input.kv_head),
-                               .stream = input.noise.step,
-                               .purpose = Purpose::kPoisson});
+    const RandomStream stream = input.noise_for(Purpose::kPoisson);
     std::size_t count = 0;
     std::array<std::uint32_t, 4> noise{};
     for (TokenId i = 0; i < n; ++i) {

@@ -74,11 +74,7 @@ class Uniform {
   template <class Source, class Index>
   static void mark(const DrawInput<Source, Index>& input, TokenId n, TokenId m,
                    std::uint64_t* drawn) {
-    const RandomStream stream({.seed = input.noise.seed,
-                               .layer = input.noise.layer,
-                               .head = static_cast<std::uint32_t>(input.kv_head),
-                               .stream = input.noise.step,
-                               .purpose = Purpose::kUniform});
+    const RandomStream stream = input.noise_for(Purpose::kUniform);
     std::memset(drawn, 0, (static_cast<std::size_t>(n) / 64 + 1) * sizeof *drawn);
     for (TokenId last = n - m; last < n; ++last) {
       const std::uint32_t any =
