@@ -11,15 +11,10 @@
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
 #include "magicpig/core/types.hpp"
+#include "magicpig/hash/rotated.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
-
-/// A vector that was rotated: coordinate j of it is unit * integers[j].
-struct Rotated {
-  double unit = 0.0;        ///< 0 for the zero vector
-  std::int64_t square = 0;  ///< of the integers: the squared norm is unit^2 * square
-};
 
 /// A random rotation of `dim` dimensions, padded with zeros to a multiple of 8: three rounds of
 /// random signs and Walsh-Hadamard transforms, of O(d log d) additions. Where the padded dimension
@@ -32,6 +27,8 @@ struct Rotated {
 /// Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss); three rounds: Yu et al. 2016.
 class HadamardRotation {
  public:
+  static constexpr int kMaxDim = magicpig::kMaxDim;
+
   /// Errors: dim outside [1, kMaxDim], memory.
   [[nodiscard]] static Result<HadamardRotation> create(int dim, std::uint64_t seed) noexcept {
     if (dim < 1 || dim > kMaxDim) {
@@ -55,15 +52,15 @@ class HadamardRotation {
     return rotation;
   }
 
-  [[nodiscard]] int dim() const { return dim_; }
+  [[nodiscard]] int dim() const { return input_.dim(); }
   /// Coordinates of the result: a multiple of 8.
   [[nodiscard]] int padded() const { return padded_; }
 
   /// The rotation of `vector` [dim], finite, to `integers` [padded], each below 2^30. A vector
   /// with no coordinate of 2^-99 or more counts as zero.
   Rotated rotate(const float* vector, std::int32_t* integers) const {
-    const int exponent = to_integers(vector, integers);
-    if (exponent == kZero) return {};
+    const double input_unit = input_.to_integers(vector, integers);
+    if (input_unit == 0.0) return {};
     for (int round = 0; round < kRounds; ++round) {
       const std::int32_t* signs = signs_.data() + std::int64_t{round} * padded_;
       for (int j = 0; j < padded_; ++j) integers[j] = (integers[j] ^ signs[j]) - signs[j];
@@ -72,43 +69,20 @@ class HadamardRotation {
     }
     std::int64_t square = 0;
     for (int j = 0; j < padded_; ++j) square += std::int64_t{integers[j]} * integers[j];
-    return {.unit = unit(exponent), .square = square};
+    return {.unit = unit(input_unit), .square = square};
   }
 
  private:
   static constexpr int kRounds = 3;
-  static constexpr int kZero = INT32_MIN;
 
   explicit HadamardRotation(int dim)
-      : dim_(dim),
-        padded_((dim + 7) / 8 * 8),
+      : input_(dim),
+        padded_(input_.padded()),
         block_(static_cast<int>(std::bit_floor(static_cast<unsigned>(padded_)))),
-        log_block_(static_cast<int>(std::bit_width(static_cast<unsigned>(block_))) - 1),
-        // |x|_2 <= 2^input_bits sqrt(padded), so that no sum of a transform reaches 2^31: it is at
-        // most sqrt(block) |x|_2 <= 2^input_bits padded <= 2^30.
-        input_bits_(30 - static_cast<int>(std::bit_width(static_cast<unsigned>(padded_ - 1)))) {}
+        log_block_(static_cast<int>(std::bit_width(static_cast<unsigned>(block_))) - 1) {}
 
-  // integers = vector * 2^exponent, rounded towards zero; returns the exponent.
-  int to_integers(const float* vector, std::int32_t* integers) const {
-    std::uint32_t largest = 0;
-    for (int j = 0; j < dim_; ++j) {
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(vector[j]) & 0x7fffffffU;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    for (int j = dim_; j < padded_; ++j) integers[j] = 0;
-    // |x| < 2^(biased - 126) for the largest.
-    const int biased = static_cast<int>(largest >> 23);
-    if (biased < 28) {
-      for (int j = 0; j < dim_; ++j) integers[j] = 0;
-      return kZero;
-    }
-    const int exponent = input_bits_ - (biased - 126);
-    const auto power = static_cast<float>(power_of_two(exponent));
-    for (int j = 0; j < dim_; ++j) integers[j] = static_cast<std::int32_t>(vector[j] * power);
-    return exponent;
-  }
-
-  // A transform of `block_` coordinates from `first` on, and the same factor for all others.
+  // A transform of `block_` coordinates from `first` on, and the same factor for all others. No sum
+  // reaches 2^31: it is at most sqrt(block) |x|_2, and so at most 2^30 (RotationInput).
   void transform(std::int32_t* x, int first) const {
     std::int32_t* block = x + first;
     for (int half = 1; half < block_; half *= 2) {
@@ -136,8 +110,8 @@ class HadamardRotation {
   }
 
   // What one unit of the result is worth in the vector's own units.
-  [[nodiscard]] double unit(int exponent) const {
-    double unit = power_of_two(-exponent);
+  [[nodiscard]] double unit(double input_unit) const {
+    double unit = input_unit;
     const int transforms = kRounds * (block_ < padded_ ? 2 : 1);
     // Each transform of an odd number of steps has shrunk the vector by sqrt(2).
     if (log_block_ % 2 != 0) {
@@ -147,18 +121,14 @@ class HadamardRotation {
     return unit;
   }
 
-  static double power_of_two(int exponent) {
-    return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
-  }
-
   static constexpr std::int64_t kSqrtHalf = 759250125;  // 2^30 / sqrt(2)
 
-  int dim_;
+  RotationInput input_;
   int padded_;
   int block_;  // coordinates per transform, a power of two
   int log_block_;
-  int input_bits_;
   Buffer<std::int32_t> signs_;  // [rounds, padded], 0 or -1
 };
+static_assert(Rotation<HadamardRotation>);
 
 }  // namespace magicpig::inline MAGICPIG_ABI

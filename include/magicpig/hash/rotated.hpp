@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// What random rotations share: the concept, how they take a vector in integers, what they return.
+#pragma once
+
+#include <bit>
+#include <concepts>
+#include <cstdint>
+
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// A vector that was rotated: coordinate j of it is unit * integers[j].
+struct Rotated {
+  double unit = 0.0;        ///< 0 for the zero vector
+  std::int64_t square = 0;  ///< of the integers: the squared norm is unit^2 * square
+};
+
+/// A random rotation of `dim` dimensions, padded with zeros to `padded`. Immutable once made, so
+/// that any number of threads and indexes share one; the same bits on every machine.
+template <class R>
+concept Rotation = requires(const R& rotation, const float* vector, std::int32_t* integers) {
+  { rotation.dim() } -> std::convertible_to<int>;
+  { rotation.padded() } -> std::convertible_to<int>;  // a multiple of 8
+  // `vector` [dim], finite, to `integers` [padded], each below 2^30
+  { rotation.rotate(vector, integers) } -> std::same_as<Rotated>;
+};
+
+/// How a rotation takes its vectors: padded with zeros to a multiple of 8 coordinates, each an
+/// integer after one multiplication by a power of two, which rounds nothing but the fraction away.
+class RotationInput {
+ public:
+  /// `dim` in [1, kMaxDim].
+  explicit constexpr RotationInput(int dim)
+      : dim_(dim),
+        padded_((dim + 7) / 8 * 8),
+        bits_(30 - static_cast<int>(std::bit_width(static_cast<unsigned>(padded_ - 1)))) {}
+
+  [[nodiscard]] constexpr int dim() const { return dim_; }
+  [[nodiscard]] constexpr int padded() const { return padded_; }
+
+  /// `integers` [padded] = `vector` [dim], finite, over the unit that it returns, rounded towards
+  /// zero. Each is below 2^bits with 2^bits padded <= 2^30, so that |integers|_2 <= 2^bits
+  /// sqrt(padded) <= 2^30 / sqrt(padded). The unit is a power of two, or 0 for a vector with no
+  /// coordinate of 2^-99 or more, which counts as zero.
+  double to_integers(const float* vector, std::int32_t* integers) const {
+    std::uint32_t largest = 0;
+    for (int j = 0; j < dim_; ++j) {
+      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(vector[j]) & 0x7fffffffU;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    for (int j = dim_; j < padded_; ++j) integers[j] = 0;
+    // |x| < 2^(biased - 126) for the largest.
+    const int biased = static_cast<int>(largest >> 23);
+    if (biased < 28) {
+      for (int j = 0; j < dim_; ++j) integers[j] = 0;
+      return 0.0;
+    }
+    const int exponent = bits_ - (biased - 126);
+    const auto power = static_cast<float>(power_of_two(exponent));
+    for (int j = 0; j < dim_; ++j) integers[j] = static_cast<std::int32_t>(vector[j] * power);
+    return power_of_two(-exponent);
+  }
+
+ private:
+  static double power_of_two(int exponent) {
+    return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
+  }
+
+  int dim_;
+  int padded_;
+  int bits_;
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI
