@@ -119,7 +119,8 @@ Status run_capture(const std::string& name, Workbench& workbench, const Options&
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     results.push_back(
         {.capture = name, .method = chosen[i].method->name, .setting = chosen[i].setting.label});
-    summarise(outcomes[i], results.back());
+    const int seeds = chosen[i].setting.random ? options.seeds : 1;
+    summarise(outcomes[i], static_cast<std::size_t>(seeds), results.back());
   }
   return Status();
 }

@@ -12,6 +12,7 @@
 #include "magicpig/attention.hpp"
 #include "published.hpp"
 #include "relative_error.hpp"
+#include "signature_workload.hpp"
 #include "stages.hpp"
 #include "workload.hpp"
 
@@ -34,9 +35,9 @@ std::string run_name(const char* method, const Run& run, const char* dtype) {
 }
 
 /// decode() of one request.
-template <class T, class Sampler>
+template <class T, class Sampler, class IndexType>
 void time_decode(State& state, Harness& harness, Workload<T>& workload, int threads,
-                 const Sampler& sampler, const Tables* index, const Traffic& traffic) {
+                 const Sampler& sampler, const IndexType* index, const Traffic& traffic) {
   ThreadPool& pool = harness.pool(threads);
   const auto backend = make_backend<Ops>(pool);
   const DecodePlan<Sampler> plan{
@@ -48,10 +49,10 @@ void time_decode(State& state, Harness& harness, Workload<T>& workload, int thre
   for (std::size_t i = 0; i < out.size(); i += dim) {
     states.push_back({.out = std::span<float>(out).subspan(i, dim)});
   }
-  const std::array requests{Request<StridedKeyValues<T>, Tables>{.key_values = &workload.view(),
-                                                                 .index = index,
-                                                                 .query = workload.queries(),
-                                                                 .states = states}};
+  const std::array requests{Request<StridedKeyValues<T>, IndexType>{.key_values = &workload.view(),
+                                                                    .index = index,
+                                                                    .query = workload.queries(),
+                                                                    .states = states}};
   time_cold(state, harness, pool, traffic, [&] {
     const Status status = decode(backend, plan, requests, workspace);
     if (!status.ok()) fail(status.message());
@@ -61,7 +62,8 @@ void time_decode(State& state, Harness& harness, Workload<T>& workload, int thre
 template <class T>
 void exact(State& state, Harness& harness, const Run& run) {
   auto& workload = harness.workload<T>(run.shape, false);
-  time_decode(state, harness, workload, run.threads, Exact{}, nullptr, exact_traffic(workload));
+  time_decode(state, harness, workload, run.threads, Exact{}, static_cast<const Tables*>(nullptr),
+              exact_traffic(workload));
 }
 
 template <class T>
@@ -70,6 +72,16 @@ void tables(State& state, Harness& harness, const Run& run) {
   const Collisions sampler = make_collisions(workload);
   time_decode(state, harness, workload, run.threads, sampler, &workload.index(),
               tables_traffic(workload, sampler));
+}
+
+/// Signatures need no hash tables: they run beside whatever there are.
+template <class T, SignatureSetting kSetting>
+void signatures(State& state, Harness& harness, const Run& run) {
+  auto& workload = harness.workload<T>(run.shape, false);
+  const SignatureIndex& own = signature_index(harness, workload, kSetting.bits);
+  const Systematic sampler = own.sampler(kSetting);
+  time_decode(state, harness, workload, run.threads, sampler, &own.index,
+              signature_traffic(workload, own, kSetting));
 }
 
 /// Ends the program unless `decode` draws the library's tokens and put out what it puts out.
@@ -127,7 +139,7 @@ void published(State& state, Harness& harness, const Run& run) {
 }
 
 /// A method of decode/...: its name, how it is run and the hash tables it needs. A new method is a
-/// function like the three above and a line in methods().
+/// function like those above and a line in methods().
 template <class T>
 struct Method {
   const char* name;
@@ -139,7 +151,11 @@ struct Method {
 template <class T>
 std::vector<Method<T>> methods() {
   std::vector<Method<T>> list{
-      {"exact", exact<T>}, {"tables", tables<T>}, {"probing", tables<T>, kProbing}};
+      {"exact", exact<T>},
+      {"tables", tables<T>},
+      {"probing", tables<T>, kProbing},
+      {"signatures_1bit", signatures<T, SignatureSetting{.bits = 1, .rows = 0.02}>},
+      {"signatures_2bit", signatures<T, SignatureSetting{.bits = 2, .rows = 0.01}>}};
   if constexpr (kScalarsPerElement<T> == 1) list.push_back({"published", published<T>});
   return list;
 }

@@ -118,13 +118,20 @@ struct ResultRow {
   double error_p95 = 0.0;
   double lse_error_mean = 0.0;
   double us_per_kv_head = 0.0;
+  std::vector<double> error_by_seed =
+      {};  ///< mean over queries and heads: what an interval is made of
 };
 
-/// Writes the figures of `outcome` into `row`; the names are the caller's.
-inline void summarise(const Outcome& outcome, ResultRow& row) {
+/// Writes the figures of `outcome`, of so many seeds, into `row`; the names are the caller's.
+inline void summarise(const Outcome& outcome, std::size_t seeds, ResultRow& row) {
   row.rows = mean(outcome.rows);
   row.index_bytes_per_token = outcome.index_bytes_per_token;
   row.error_mean = mean(outcome.errors);
+  const std::span<const double> errors(outcome.errors);
+  const std::size_t each = errors.size() / seeds;
+  for (std::size_t s = 0; s < seeds; ++s) {
+    row.error_by_seed.push_back(mean(errors.subspan(s * each, each)));
+  }
   row.error_median = quantile(outcome.errors, 0.5);
   row.error_p95 = quantile(outcome.errors, 0.95);
   row.lse_error_mean = mean(outcome.lse_errors);

@@ -19,7 +19,7 @@ std::span<const Method> all_methods() {
        published_settings},
       {"tables", "(K, L) tables with other thresholds t, probing radius r, uniform share rho",
        table_settings},
-      {"signatures", "one Poisson draw per KV head, by packed codes of 1 to 4 bits per dimension",
+      {"signatures", "one draw per KV head by packed codes of 1 to 4 bits per dimension",
        signature_settings},
   }};
   return kMethods;

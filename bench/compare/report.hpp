@@ -74,7 +74,8 @@ inline void print_block(const std::string& title, std::span<const ResultRow> row
                        {"error_median", row.error_median},
                        {"error_p95", row.error_p95},
                        {"lse_error_mean", row.lse_error_mean},
-                       {"us_per_kv_head", row.us_per_kv_head}});
+                       {"us_per_kv_head", row.us_per_kv_head},
+                       {"error_by_seed", row.error_by_seed}});
   }
   const nlohmann::ordered_json all{{"results", results}, {"parameters", parameters}};
   return all.dump(1) + "\n";

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Methods on signatures: Poisson draws with probabilities from packed codes.
+// Methods on signatures: draws with probabilities from packed codes.
 #include <array>
 #include <cstdio>
 #include <string>
@@ -8,46 +8,42 @@
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
-#include "magicpig/hash/rotation.hpp"
-#include "magicpig/index/signatures.hpp"
-#include "magicpig/sample/poisson.hpp"
 
 namespace magicpig::bench {
 namespace {
 
+template <class Sampler>
 Status run_signatures(int bits, double rows, Trial& trial) {
-  const Capture& capture = trial.workbench().capture();
-  const auto rotation = HadamardRotation::create(capture.shape().head_dim, trial.seed());
-  if (!rotation.ok()) return rotation.status();
-  auto index = Signatures<HadamardRotation>::create(
-      *rotation,
-      {.kv_heads = capture.shape().kv_heads, .bits = bits, .value_dim = capture.shape().value_dim});
-  if (!index.ok()) return index.status();
-  const Status built = capture.with_key_values([&](const auto& key_values) {
-    return index->build(make_backend<Ops>(trial.workbench().pool()), key_values,
-                        trial.workbench().middle());
-  });
-  if (!built.ok()) return built;
-  trial.note_index_bytes(index->bytes());
-  const auto sampler = Poisson::create(*rotation, bits, {.budget = {.fraction = rows}});
+  const auto codes = trial.workbench().codes(bits, trial.seed());
+  if (!codes.ok()) return codes.status();
+  trial.note_index_bytes((*codes)->index->bytes());
+  const auto sampler = Sampler::create(*(*codes)->rotation, bits, {.budget = {.fraction = rows}});
   if (!sampler.ok()) return sampler.status();
-  return trial.decode(*sampler, *index);
+  return trial.decode(*sampler, *(*codes)->index);
+}
+
+// `name` in front of bits and rows, for some numbers of bits at every budget.
+template <class Sampler>
+void add_settings(const char* name, std::span<const int> all_bits, std::span<const double> rows,
+                  std::vector<Setting>& settings) {
+  for (const int bits : all_bits) {
+    for (const double fraction : rows) {
+      std::array<char, 64> label;
+      std::snprintf(label.data(), label.size(), "%sbits=%d rows=%g", name, bits, fraction);
+      settings.push_back({.label = label.data(), .run = [=](Trial& trial) {
+                            return run_signatures<Sampler>(bits, fraction, trial);
+                          }});
+    }
+  }
 }
 
 }  // namespace
 
-// Codes of 1 to 4 bits per dimension at every budget.
+// Codes of 1 to 4 bits per dimension at every budget; independent draws for comparison.
 std::vector<Setting> signature_settings(std::span<const double> rows) {
   std::vector<Setting> settings;
-  for (int bits = 1; bits <= Levels::kMaxBits; ++bits) {
-    for (const double fraction : rows) {
-      std::array<char, 64> label;
-      std::snprintf(label.data(), label.size(), "bits=%d rows=%g", bits, fraction);
-      settings.push_back({.label = label.data(), .run = [=](Trial& trial) {
-                            return run_signatures(bits, fraction, trial);
-                          }});
-    }
-  }
+  add_settings<Systematic>("", std::array{1, 2, 3, 4}, rows, settings);
+  add_settings<Poisson>("poisson ", std::array{2}, rows, settings);
   return settings;
 }
 

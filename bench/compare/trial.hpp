@@ -40,6 +40,12 @@ struct Tables {
   std::optional<BucketTables<SimHash>> index;
 };
 
+/// Codes over the middle of a capture, with their rotation.
+struct Codes {
+  std::unique_ptr<HadamardRotation> rotation;  // stays where it is: the index refers to it
+  std::optional<Signatures<HadamardRotation>> index;
+};
+
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
 class Workbench {
  public:
@@ -74,10 +80,9 @@ class Workbench {
   }
 
   /// Tables of K = `bits` and L = `tables` whose planes come from `seed`; built when first asked
-  /// for, and kept until another seed is.
+  /// for, and kept until something of another seed is.
   [[nodiscard]] Result<const Tables*> tables(int bits, int tables, std::uint64_t seed) {
-    if (seed != tables_seed_) tables_.clear();
-    tables_seed_ = seed;
+    forget_others(seed);
     std::unique_ptr<Tables>& slot = tables_[{bits, tables}];
     if (slot == nullptr) {
       auto made = std::make_unique<Tables>();
@@ -89,6 +94,19 @@ class Workbench {
     return static_cast<const Tables*>(slot.get());
   }
 
+  /// The same of codes of `bits` bits per dimension, with the norms of values.
+  [[nodiscard]] Result<const Codes*> codes(int bits, std::uint64_t seed) {
+    forget_others(seed);
+    std::unique_ptr<Codes>& slot = codes_[bits];
+    if (slot == nullptr) {
+      auto made = std::make_unique<Codes>();
+      const Status status = build(bits, seed, *made);
+      if (!status.ok()) return status;
+      slot = std::move(made);
+    }
+    return static_cast<const Codes*>(slot.get());
+  }
+
  private:
   Workbench(const Capture& capture, ThreadPool& pool) : capture_(capture), pool_(pool) {}
 
@@ -97,6 +115,28 @@ class Workbench {
     const std::int64_t last = capture_.query_rows() - 1;
     const std::int64_t steps = queries > 1 ? queries - 1 : 1;
     for (std::int64_t i = 0; i < queries; ++i) rows_.push_back(static_cast<int>(i * last / steps));
+  }
+
+  void forget_others(std::uint64_t seed) {
+    if (seed == seed_) return;
+    tables_.clear();
+    codes_.clear();
+    seed_ = seed;
+  }
+
+  Status build(int bits, std::uint64_t seed, Codes& codes) const {
+    Result<HadamardRotation> rotation = HadamardRotation::create(capture_.shape().head_dim, seed);
+    if (!rotation.ok()) return rotation.status();
+    codes.rotation = std::make_unique<HadamardRotation>(std::move(*rotation));
+    auto index = Signatures<HadamardRotation>::create(*codes.rotation,
+                                                      {.kv_heads = capture_.shape().kv_heads,
+                                                       .bits = bits,
+                                                       .value_dim = capture_.shape().value_dim});
+    if (!index.ok()) return index.status();
+    codes.index.emplace(std::move(*index));
+    return capture_.with_key_values([&](const auto& key_values) {
+      return codes.index->build(make_backend<Ops>(pool_), key_values, middle_);
+    });
   }
 
   Status build(const HashConfig& config, Tables& tables) const {
@@ -117,8 +157,9 @@ class Workbench {
   TokenRange middle_;
   std::vector<int> rows_;
   Reference reference_;
-  std::uint64_t tables_seed_ = 0;
+  std::uint64_t seed_ = 0;
   std::map<std::pair<int, int>, std::unique_ptr<Tables>> tables_;
+  std::map<int, std::unique_ptr<Codes>> codes_;
 };
 
 /// One seed of one setting. A method makes its sampler and calls decode(), once.

@@ -5,6 +5,7 @@
 // The map. Everything below is read from top to bottom by decode_head(), the algorithm:
 //
 //   hash        hash/simhash.hpp, rademacher.hpp, orthogonal.hpp   families of hash functions
+//               hash/hadamard.hpp, haar.hpp                        random rotations
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
 //               index/signatures.hpp                               or as codes in a random rotation
 //   candidates  sample/collision.hpp, poisson.hpp                  tokens with their probabilities
@@ -37,7 +38,7 @@
 #include "magicpig/cpu/scalar.hpp"
 #include "magicpig/decode_layout.hpp"
 #include "magicpig/estimate/estimator.hpp"
-#include "magicpig/hash/rotation.hpp"
+#include "magicpig/hash/hadamard.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/bucket_tables.hpp"
 #include "magicpig/index/signatures.hpp"
@@ -46,6 +47,7 @@
 #include "magicpig/sample/defensive.hpp"
 #include "magicpig/sample/poisson.hpp"
 #include "magicpig/sample/sampler.hpp"
+#include "magicpig/sample/systematic.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"
 

@@ -244,6 +244,8 @@ void check_samplers(Executor& executor) {
   REQUIRE(signatures->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
   check_no_allocation<Ops>(executor, problem, *Poisson::create(*rotation, 2, {.budget = budget}),
                            &*signatures);
+  check_no_allocation<Ops>(executor, problem, *Systematic::create(*rotation, 2, {.budget = budget}),
+                           &*signatures);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler, on one thread or three", Ops,

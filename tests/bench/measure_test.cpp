@@ -62,7 +62,8 @@ TEST_SUITE("Comparison") {
                           .us_per_kv_head = 9.0};
     ResultRow row;
     row.capture = "a";
-    magicpig::bench::summarise(outcome, row);
+    magicpig::bench::summarise(outcome, 3, row);
+    CHECK(row.error_by_seed == std::vector<double>{0.1, 0.2, 0.6});
     CHECK(row.error_mean == doctest::Approx(0.3));
     CHECK(row.error_median == 0.2);
     CHECK(row.error_p95 == doctest::Approx(0.56));

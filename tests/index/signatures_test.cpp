@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -41,12 +42,13 @@ std::vector<int> codes_of(const Index& index, int kv_head, TokenId token) {
   const int at = local % kSignatureSegment;
   const int padded = index.rotation().padded();
   const std::uint8_t* block =
-      segment.codes.data() + std::int64_t{at / kSignatureBlock} * index.rows_per_block() * 16;
+      segment.codes.data() + std::int64_t{at / kSignatureBlock} * index.rows_per_block() * 64;
+  const CodePlace place = CodePlace::of(at % kSignatureBlock);
   std::vector<int> codes(static_cast<std::size_t>(padded));
   for (int p = 0; p < index.levels().bits(); ++p) {
     for (int j = 0; j < padded; ++j) {
-      const std::uint8_t byte = block[(p * padded / 4 + j / 4) * 16 + at % 16];
-      const int half = at % kSignatureBlock < 16 ? byte & 15 : byte >> 4;
+      const std::uint8_t byte = block[(p * padded / 4 + j / 4) * 64 + place.byte];
+      const int half = place.upper == 0 ? byte & 15 : byte >> 4;
       codes[static_cast<std::size_t>(j)] |= ((half >> (j % 4)) & 1) << p;
     }
   }
@@ -59,11 +61,25 @@ float factor_of(const Index& index, int kv_head, TokenId token) {
       index.segment(local / kSignatureSegment, kv_head).factors.data()[local % kSignatureSegment]);
 }
 
+// Of the tokens that a segment has.
+float largest_of(const Index& index, int number, int kv_head) {
+  const TokenId first = index.indexed().begin + number * kSignatureSegment;
+  float largest = 0.0F;
+  for (TokenId t = first; t < first + index.segment_tokens(number); ++t) {
+    largest = std::max(largest, factor_of(index, kv_head, t));
+  }
+  return largest;
+}
+
 bool same(const Index& a, const Index& b) {
   if (!(a.indexed() == b.indexed())) return false;
   for (int h = 0; h < a.kv_heads(); ++h) {
     for (int j = 0; j < a.dim(); ++j) {
       if (a.centre(h)[j] != b.centre(h)[j]) return false;
+    }
+    for (int number = 0; number < a.segment_count(); ++number) {
+      const float largest = a.segment(number, h).largest_factor;
+      if (largest != b.segment(number, h).largest_factor) return false;
     }
     for (TokenId t = a.indexed().begin; t < a.indexed().end; ++t) {
       if (codes_of(a, h, t) != codes_of(b, h, t)) return false;
@@ -113,7 +129,7 @@ TEST_CASE("Signatures.quantise_each_rotated_coordinate_to_its_nearest_level") {
   }
 }
 
-TEST_CASE("Signatures.keep_the_norms_of_centred_values_in_eighths_of_a_power_of_2") {
+TEST_CASE("Signatures.keep_the_norms_of_centred_values_in_sixteenths_of_a_power_of_2") {
   Problem<bf16> problem({.shape = kShape, .tokens = 60});
   for (int j = 0; j < 8; ++j) problem.value(0, 7)[j] = to_bf16(1e30F);
   problem.value(1, 9)[2] = to_bf16(std::numeric_limits<float>::infinity());
@@ -135,12 +151,19 @@ TEST_CASE("Signatures.keep_the_norms_of_centred_values_in_eighths_of_a_power_of_
         square += d * d;
       }
       const int stored = index.segment(0, h).value_norms.data()[t - 10];
-      CHECK(std::abs(stored - 4.0 * std::log2(square)) < 0.501);
+      // The bounds are the nearest doubles, the mean of floats is rounded once.
+      CHECK(std::abs(stored - 8.0 * std::log2(square)) < 0.501);
     }
   }
   // Not finite: the largest there is, and the keys are taken over all the same.
   REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 60}).ok());
-  CHECK(index.segment(0, 1).value_norms.data()[9] == 1024);
+  CHECK(index.segment(0, 1).value_norms.data()[9] == 2048);
+  // Values that are their own mean: the smallest there is.
+  for (TokenId t = 0; t < 60; ++t) {
+    for (int j = 0; j < 8; ++j) problem.value(1, t)[j] = to_bf16(0.5F);
+  }
+  REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 60}).ok());
+  CHECK(index.segment(0, 1).value_norms.data()[9] == -2048);
   const Problem<float> other(
       {.shape = {.query_heads = 4, .kv_heads = 2, .head_dim = 24, .value_dim = 9}, .tokens = 60});
   CHECK(index.build(make_backend<ScalarOps>(executor), other.source(), {0, 60}).code() ==
@@ -171,6 +194,101 @@ TEST_CASE("Signatures.appended_token_by_token_and_cut_are_those_built_at_once") 
     REQUIRE(grown.append(backend, problem.source(), tokens).ok());
     CHECK(same(grown, whole));
     CHECK(grown.bytes() == whole.bytes());
+  }
+}
+
+// Keys that grow with their number, so that every cut takes the largest away.
+TEST_CASE("Signatures.know_the_largest_factor_of_each_segment_however_they_came_to_be") {
+  const Shape shape{.query_heads = 2, .kv_heads = 2, .head_dim = 8, .value_dim = 4};
+  const TokenId tokens = 2 * kSignatureSegment + 300;
+  Problem<float> problem({.shape = shape, .tokens = tokens});
+  for (int h = 0; h < 2; ++h) {
+    for (TokenId t = 0; t < tokens; ++t) {
+      for (int j = 0; j < 8; ++j) {
+        problem.key(h, t)[j] *= (h == 0 ? 1.0F : 3.0F) * static_cast<float>(1 + t / 16);
+      }
+    }
+  }
+  const HadamardRotation rotation = make_rotation(8);
+  SerialExecutor executor;
+  const auto backend = make_backend<ScalarOps>(executor);
+  const auto check_largest = [](const Index& index) {
+    for (int number = 0; number < index.segment_count(); ++number) {
+      for (int h = 0; h < 2; ++h) {
+        CHECK(index.segment(number, h).largest_factor == largest_of(index, number, h));
+        CHECK(index.segment(number, h).largest_factor > 0.0F);
+      }
+    }
+  };
+  Index whole = make_index(rotation, {.kv_heads = 2});
+  REQUIRE(whole.build(backend, problem.source(), {.begin = 3, .end = tokens}).ok());
+  check_largest(whole);
+  Index grown = make_index(rotation, {.kv_heads = 2});
+  REQUIRE(grown.build(backend, problem.source(), {.begin = 3, .end = tokens}).ok());
+  for (const TokenId cut : {2 * kSignatureSegment + 10, 2 * kSignatureSegment + 3,
+                            kSignatureSegment + 4, kSignatureSegment + 3, 700, 4}) {
+    CAPTURE(cut);
+    REQUIRE(grown.truncate(cut).ok());
+    check_largest(grown);
+    for (TokenId end = cut; end < tokens; end += end < cut + 5 ? 1 : 997) {
+      REQUIRE(grown.append(backend, problem.source(), end).ok());
+      if (end < cut + 5) check_largest(grown);
+    }
+    check_largest(grown);
+    REQUIRE(grown.append(backend, problem.source(), tokens).ok());
+    CHECK(same(grown, whole));
+  }
+}
+
+TEST_CASE("Signatures.hand_out_blocks_of_every_segment_with_what_belongs_to_them") {
+  const Shape shape{.query_heads = 2, .kv_heads = 2, .head_dim = 12, .value_dim = 4};
+  const TokenId tokens = 7 + 2 * kSignatureSegment + 300;
+  const Problem<float> problem({.shape = shape, .tokens = tokens});
+  const HadamardRotation rotation = make_rotation(12);
+  SerialExecutor executor;
+  for (const int value_dim : {0, 4}) {
+    Index index = make_index(rotation, {.kv_heads = 2, .bits = 3, .value_dim = value_dim});
+    REQUIRE(
+        index
+            .build(make_backend<ScalarOps>(executor), problem.source(), {.begin = 7, .end = tokens})
+            .ok());
+    constexpr int kBlocks = kSignatureSegment / kSignatureBlock;
+    REQUIRE(index.block_count() == 2 * kBlocks + 3);
+    for (int h = 0; h < 2; ++h) {
+      int wrong = 0;
+      for (int b = 0; b < index.block_count(); ++b) {
+        const int count = b % kBlocks == kBlocks - 1 || b + 1 == index.block_count() ? 1 : 2;
+        const CodeBlocks blocks = index.blocks(b, count, h);
+        const SignatureSegment& segment = index.segment(b / kBlocks, h);
+        wrong += blocks.blocks != count || blocks.rows != index.rows_per_block();
+        // 2^15 or little less of the largest factor.
+        const float most = blocks.factor_scale * segment.largest_factor;
+        wrong += !(most > 32766.0F && most <= 32768.0F);
+        wrong += (blocks.norms != nullptr) != (value_dim != 0);
+        const int first = b % kBlocks * kSignatureBlock;
+        wrong += blocks.codes != segment.codes.data() + first / kSignatureBlock * blocks.rows * 64;
+        for (int i = 0; i < count * kSignatureBlock; ++i) {
+          const TokenId token = 7 + b * kSignatureBlock + i;
+          if (token >= tokens) break;
+          wrong += to_float(blocks.factors[i]) != factor_of(index, h, token);
+          if (value_dim != 0) wrong += blocks.norms[i] != segment.value_norms.data()[first + i];
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("Signatures.place_each_token_of_a_block_in_halves_of_bytes_of_their_own") {
+  bool taken[64][2] = {};
+  for (int t = 0; t < kSignatureBlock; ++t) {
+    CAPTURE(t);
+    const CodePlace place = CodePlace::of(t);
+    REQUIRE((place.byte >= 0 && place.byte < 64 && (place.upper == 0 || place.upper == 1)));
+    CHECK_FALSE(taken[place.byte][place.upper]);
+    taken[place.byte][place.upper] = true;
+    CHECK(place.upper == (t >= 64 ? 1 : 0));
+    CHECK(place.byte % 2 == (t % 64 >= 32 ? 1 : 0));
   }
 }
 
@@ -277,6 +395,28 @@ TEST_CASE("Signatures.refuse_what_is_out_of_bounds") {
   CHECK(index.truncate(-1).code() == ErrorCode::kInvalidArgument);
   Index other = make_index(rotation, {.kv_heads = 1});
   CHECK(other.build(backend, problem.source(), {0, 20}).code() == ErrorCode::kShapeMismatch);
+}
+
+TEST_CASE("Signatures.of_an_empty_range_refuse_a_source_of_another_shape_and_take_their_own") {
+  const Problem<float> problem({.shape = kShape, .tokens = 20});
+  SerialExecutor executor;
+  const auto backend = make_backend<ScalarOps>(executor);
+  const HadamardRotation rotation = make_rotation(24);
+  const HadamardRotation longer = make_rotation(25);
+  for (const TokenRange range : {TokenRange{0, 0}, TokenRange{5, 5}, TokenRange{20, 20}}) {
+    CAPTURE(range.begin);
+    Index heads = make_index(rotation, {.kv_heads = 1});
+    Index dims = make_index(longer, {.kv_heads = 2});
+    Index values = make_index(rotation, {.kv_heads = 2, .value_dim = 9});
+    for (Index* index : {&heads, &dims, &values}) {
+      CHECK(index->build(backend, problem.source(), range).code() == ErrorCode::kShapeMismatch);
+    }
+    Index right = make_index(rotation, {.kv_heads = 2, .value_dim = 8});
+    REQUIRE(right.build(backend, problem.source(), range).ok());
+    CHECK(right.indexed() == range);
+    CHECK(right.segment_count() == 0);
+    CHECK(right.block_count() == 0);
+  }
 }
 
 }  // namespace

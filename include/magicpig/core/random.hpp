@@ -18,7 +18,8 @@ enum class Purpose : std::uint32_t {
   kUniform = 2,
   kPoisson = 3,
   kMultinomial = 4,
-  kRotation = 5
+  kRotation = 5,
+  kSystematic = 6
 };
 
 /// Names one stream of random numbers. Two streams that differ in any field are independent.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam for a SIMD library: seven coarse functions over batches of rows, and nothing else.
+// The seam for a SIMD library: coarse functions over batches of rows, and those of signatures.
 #pragma once
 
 #include <concepts>
 #include <cstddef>
 
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/version.hpp"
 
@@ -64,8 +65,9 @@ struct CurveView {
 /// oracle, the others agree with it to rounding. Counts of 0 are allowed everywhere. Arrays are
 /// float32, of any alignment, and do not overlap unless they are the same argument.
 template <class O>
-concept VectorOps = requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8,
-                             Panels panels, const float* in, float* inout, CurveView curve, int n) {
+concept VectorOps = SignatureOps<O> &&
+    requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8, Panels panels,
+             const float* in, float* inout, CurveView curve, int n) {
   // dots[g * rows.count + i] = <queries[g * rows.dim ...], row i>, float32 or wider accumulation
   O::dot_rows(f32, in, n, inout);
   O::dot_rows(f16, in, n, inout);

@@ -12,6 +12,7 @@
 
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
+#include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -111,7 +112,7 @@ class EigenBlock {
 /// Eigen's functions have the same names for every instruction set. Where units compiled for
 /// several are linked together, the linker keeps one of each, which another unit's processor may
 /// not have, in this library as in the host's own use of Eigen. Such programs take HighwayOps.
-struct EigenOps {
+struct EigenOps : ScalarSignatureOps {
   template <class T>
   static void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
     for (int i = 0; i < rows.count; i += EigenBlock::kRows) {

@@ -21,6 +21,7 @@
 
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
+#include "magicpig/cpu/highway_signatures-inl.hpp"
 #include "magicpig/version.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -489,7 +490,7 @@ class HighwayPanel {
 /// VectorOps of one Highway target. Inner products and weighted sums accumulate in float32.
 /// Exponentials and logarithms are Highway's, within 2 and 4 units in the last place where the
 /// result is a normal number.
-struct HighwayOps {
+struct HighwayOps : HighwaySignatureOps {
   template <class T>
   static HWY_ATTR void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
     HighwayQueries<T> arranged;

@@ -9,12 +9,13 @@
 
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
+#include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
 
 /// Inner products accumulate in double, in order; exponentials are libm's.
-struct ScalarOps {
+struct ScalarOps : ScalarSignatureOps {
   template <class T>
   static void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
     for (int g = 0; g < group; ++g) {

@@ -9,7 +9,7 @@
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
-#include "magicpig/hash/rotated.hpp"
+#include "magicpig/hash/rotation.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {

@@ -1,134 +1,107 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random rotations in integers: the same bits on every machine, whatever the compiler's flags.
+// What random rotations share: the concept, how they take a vector in integers, what they return.
 #pragma once
 
 #include <bit>
-#include <cstddef>
+#include <concepts>
 #include <cstdint>
-#include <utility>
 
-#include "magicpig/core/buffer.hpp"
-#include "magicpig/core/error.hpp"
-#include "magicpig/core/random.hpp"
-#include "magicpig/core/types.hpp"
-#include "magicpig/hash/rotated.hpp"
+#include "magicpig/core/signature_ops.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// A random rotation of `dim` dimensions, padded with zeros to a multiple of 8: three rounds of
-/// random signs and Walsh-Hadamard transforms, of O(d log d) additions. Where the padded dimension
-/// is no power of two a round transforms its first 2^k coordinates and then its last.
-///
-/// The arithmetic is that of integers, after one multiplication of each coordinate by a power of
-/// two: no rounding depends on the order of operations, on contraction or on the vector width. The
-/// result is a rotation to a relative error of 2^-16 or so of the vector's norm.
-/// Immutable; any number of threads share one.
-/// Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss); three rounds: Yu et al. 2016.
-class HadamardRotation {
+/// A vector that was rotated: coordinate j of it is unit * integers[j].
+struct Rotated {
+  double unit = 0.0;        ///< 0 for the zero vector
+  std::int64_t square = 0;  ///< of the integers: the squared norm is unit^2 * square
+};
+
+/// A random rotation of `dim` dimensions, padded with zeros to `padded`. Immutable once made, so
+/// that any number of threads and indexes share one; the same bits on every machine.
+template <class R>
+concept Rotation = requires(const R& rotation, const float* vector, std::int32_t* integers) {
+  { rotation.dim() } -> std::convertible_to<int>;
+  { rotation.padded() } -> std::convertible_to<int>;  // a multiple of 8
+  // `vector` [dim], finite, to `integers` [padded], each below 2^30
+  { rotation.rotate(vector, integers) } -> std::same_as<Rotated>;
+};
+
+/// Rotates kRotationLanes vectors [dim, kRotationLanes], each as rotate() does: `integers` [padded,
+/// kRotationLanes], `results` [kRotationLanes]. `scratch` is of dim floats and padded integers.
+template <class Ops, Rotation R>
+void rotate_lanes(const R& rotation, const float* vectors, std::int32_t* integers, float* one,
+                  std::int32_t* rotated, Rotated* results) {
+  if constexpr (requires { rotation.template rotate_lanes<Ops>(vectors, integers, results); }) {
+    rotation.template rotate_lanes<Ops>(vectors, integers, results);
+  } else {
+    for (int l = 0; l < kRotationLanes; ++l) {
+      for (int j = 0; j < rotation.dim(); ++j) one[j] = vectors[j * kRotationLanes + l];
+      results[l] = rotation.rotate(one, rotated);
+      for (int j = 0; j < rotation.padded(); ++j) integers[j * kRotationLanes + l] = rotated[j];
+    }
+  }
+}
+
+/// How a rotation takes its vectors: padded with zeros to a multiple of 8 coordinates, each an
+/// integer after one multiplication by a power of two, which rounds nothing but the fraction away.
+class RotationInput {
  public:
-  static constexpr int kMaxDim = magicpig::kMaxDim;
+  /// `dim` in [1, kMaxDim].
+  explicit constexpr RotationInput(int dim)
+      : dim_(dim),
+        padded_((dim + 7) / 8 * 8),
+        bits_(30 - static_cast<int>(std::bit_width(static_cast<unsigned>(padded_ - 1)))) {}
 
-  /// Errors: dim outside [1, kMaxDim], memory.
-  [[nodiscard]] static Result<HadamardRotation> create(int dim, std::uint64_t seed) noexcept {
-    if (dim < 1 || dim > kMaxDim) {
-      return Status::error(ErrorCode::kInvalidArgument, "dim %d must lie in [1, %d]", dim, kMaxDim);
-    }
-    HadamardRotation rotation(dim);
-    if (!rotation.signs_.resize(kRounds * static_cast<std::size_t>(rotation.padded_))) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory for %d dimensions", dim);
-    }
-    for (int round = 0; round < kRounds; ++round) {
-      const RandomStream stream({.seed = seed,
-                                 .stream = static_cast<std::uint32_t>(round),
-                                 .purpose = Purpose::kRotation});
-      std::int32_t* signs = rotation.signs_.data() + std::int64_t{round} * rotation.padded_;
-      for (int j = 0; j < rotation.padded_; ++j) {
-        const auto bits = stream.block(static_cast<std::uint32_t>(j / 128));
-        const bool minus = ((bits[static_cast<std::size_t>(j / 32 % 4)] >> (j % 32)) & 1U) != 0;
-        signs[j] = minus ? -1 : 0;
-      }
-    }
-    return rotation;
-  }
+  [[nodiscard]] constexpr int dim() const { return dim_; }
+  [[nodiscard]] constexpr int padded() const { return padded_; }
 
-  [[nodiscard]] int dim() const { return input_.dim(); }
-  /// Coordinates of the result: a multiple of 8.
-  [[nodiscard]] int padded() const { return padded_; }
-
-  /// The rotation of `vector` [dim], finite, to `integers` [padded], each below 2^30. A vector
-  /// with no coordinate of 2^-99 or more counts as zero.
-  Rotated rotate(const float* vector, std::int32_t* integers) const {
-    const double input_unit = input_.to_integers(vector, integers);
-    if (input_unit == 0.0) return {};
-    for (int round = 0; round < kRounds; ++round) {
-      const std::int32_t* signs = signs_.data() + std::int64_t{round} * padded_;
-      for (int j = 0; j < padded_; ++j) integers[j] = (integers[j] ^ signs[j]) - signs[j];
-      transform(integers, 0);
-      if (block_ < padded_) transform(integers, padded_ - block_);
-    }
-    std::int64_t square = 0;
-    for (int j = 0; j < padded_; ++j) square += std::int64_t{integers[j]} * integers[j];
-    return {.unit = unit(input_unit), .square = square};
-  }
-
- private:
-  static constexpr int kRounds = 3;
-
-  explicit HadamardRotation(int dim)
-      : input_(dim),
-        padded_(input_.padded()),
-        block_(static_cast<int>(std::bit_floor(static_cast<unsigned>(padded_)))),
-        log_block_(static_cast<int>(std::bit_width(static_cast<unsigned>(block_))) - 1) {}
-
-  // A transform of `block_` coordinates from `first` on, and the same factor for all others. No sum
-  // reaches 2^31: it is at most sqrt(block) |x|_2, and so at most 2^30 (RotationInput).
-  void transform(std::int32_t* x, int first) const {
-    std::int32_t* block = x + first;
-    for (int half = 1; half < block_; half *= 2) {
-      for (int i = 0; i < block_; i += 2 * half) {
-        for (int j = i; j < i + half; ++j) {
-          const std::int32_t a = block[j];
-          const std::int32_t b = block[j + half];
-          block[j] = a + b;
-          block[j + half] = a - b;
-        }
-      }
-    }
-    // By sqrt(block), rounded up to a power of two: norms never grow.
-    const int shift = (log_block_ + 1) / 2;
-    const std::int32_t rounding = std::int32_t{1} << (shift - 1);
-    for (int j = 0; j < block_; ++j) block[j] = (block[j] + rounding) >> shift;
-    if (log_block_ % 2 == 0) return;
-    const auto rest = [&](int begin, int end) {
-      for (int j = begin; j < end; ++j) {
-        x[j] = static_cast<std::int32_t>((std::int64_t{x[j]} * kSqrtHalf + (1 << 29)) >> 30);
-      }
-    };
-    rest(0, first);
-    rest(first + block_, padded_);
-  }
-
-  // What one unit of the result is worth in the vector's own units.
-  [[nodiscard]] double unit(double input_unit) const {
-    double unit = input_unit;
-    const int transforms = kRounds * (block_ < padded_ ? 2 : 1);
-    // Each transform of an odd number of steps has shrunk the vector by sqrt(2).
-    if (log_block_ % 2 != 0) {
-      for (int i = 0; i + 1 < transforms; i += 2) unit *= 2.0;
-      if (transforms % 2 != 0) unit *= 1.4142135623730951;
-    }
+  /// `integers` [padded] = `vector` [dim], finite, over the unit that it returns, rounded towards
+  /// zero. Each is below 2^bits with 2^bits padded <= 2^30, so that |integers|_2 <= 2^bits
+  /// sqrt(padded) <= 2^30 / sqrt(padded). The unit is a power of two, or 0 for a vector with no
+  /// coordinate of 2^-99 or more, which counts as zero.
+  double to_integers(const float* vector, std::int32_t* integers) const {
+    double unit = 0.0;
+    to_integers<1>(vector, integers, &unit);
     return unit;
   }
 
-  static constexpr std::int64_t kSqrtHalf = 759250125;  // 2^30 / sqrt(2)
+  /// The same of kLanes vectors [dim, kLanes], lane by lane: `integers` [padded, kLanes], `units`
+  /// [kLanes].
+  template <int kLanes>
+  void to_integers(const float* vectors, std::int32_t* integers, double* units) const {
+    std::uint32_t largest[kLanes] = {};
+    for (int j = 0; j < dim_; ++j) {
+      for (int l = 0; l < kLanes; ++l) {
+        const std::uint32_t bits = std::bit_cast<std::uint32_t>(vectors[j * kLanes + l]);
+        const std::uint32_t magnitude = bits & 0x7fffffffU;
+        largest[l] = magnitude > largest[l] ? magnitude : largest[l];
+      }
+    }
+    float powers[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      // |x| < 2^(biased - 126) for the largest.
+      const int biased = static_cast<int>(largest[l] >> 23);
+      const int exponent = bits_ - (biased - 126);
+      powers[l] = biased < 28 ? 0.0F : static_cast<float>(power_of_two(exponent));
+      units[l] = biased < 28 ? 0.0 : power_of_two(-exponent);
+    }
+    for (int j = 0; j < dim_; ++j) {
+      for (int l = 0; l < kLanes; ++l) {
+        integers[j * kLanes + l] = static_cast<std::int32_t>(vectors[j * kLanes + l] * powers[l]);
+      }
+    }
+    for (int j = dim_ * kLanes; j < padded_ * kLanes; ++j) integers[j] = 0;
+  }
 
-  RotationInput input_;
+ private:
+  static double power_of_two(int exponent) {
+    return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
+  }
+
+  int dim_;
   int padded_;
-  int block_;  // coordinates per transform, a power of two
-  int log_block_;
-  Buffer<std::int32_t> signs_;  // [rounds, padded], 0 or -1
+  int bits_;
 };
-static_assert(Rotation<HadamardRotation>);
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -4,19 +4,24 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
+#include "magicpig/core/workspace.hpp"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/hash/rotation.hpp"
 #include "magicpig/index/centres.hpp"
@@ -25,8 +30,6 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Tokens whose codes lie together, so that one shuffle looks up partial sums for all of them.
-inline constexpr int kSignatureBlock = 32;
 /// Tokens per segment of an index, a number of whole blocks.
 inline constexpr int kSignatureSegment = 4096;
 
@@ -42,14 +45,15 @@ struct SignaturesConfig {
 
 /// The codes and factors of up to kSignatureSegment tokens of one KV head.
 ///
-/// A block of 32 tokens holds, bit plane by bit plane and in it four dimensions by four, 16 bytes:
-/// byte t has the four bits of token t in its lower half and those of token t + 16 in its upper
-/// half, the lowest bit being that of the first dimension. So the sign plane is read by itself as
-/// the first part of a block.
+/// A block of 128 tokens holds, bit plane by bit plane and in it four dimensions by four, a row of
+/// 64 bytes with the four bits of each token where CodePlace says, the lowest bit being that of the
+/// first dimension. So the sign plane is read by itself as the first part of a block. Behind the
+/// last token all is 0, or left from tokens that were cut off.
 struct SignatureSegment {
-  Buffer<std::uint8_t> codes;        // [blocks, bits, padded / 4, 16]
+  Buffer<std::uint8_t> codes;        // [blocks, bits, padded / 4, 64]
   Buffer<bf16> factors;              // [tokens]
-  Buffer<std::int16_t> value_norms;  // [tokens] 8 log2 |v - mean|, or none
+  Buffer<std::int16_t> value_norms;  // [tokens] 16 log2 |v - mean|, or none
+  float largest_factor = 0.0F;
 
   [[nodiscard]] std::size_t bytes() const {
     return codes.bytes() + factors.bytes() + value_norms.bytes();
@@ -60,8 +64,8 @@ struct SignatureSegment {
 /// coordinate quantised to `bits` bits (Levels), and the factor f = |k - c|^2 / <x, R(k - c)> with
 /// x the code's vector: then f <x, R q> estimates <q, k - c>, without bias over rotations. c is the
 /// mean of the keys when the index was empty last. Beside them, where asked for, |v - u| of the
-/// token's value in eighths of a power of 2, u being the mean of the values then. Keys and values
-/// are read while indexing and never kept.
+/// token's value in sixteenths of a power of 2, u being the mean of the values then. Keys and
+/// values are read while indexing and never kept.
 ///
 /// Memory per token and KV head: bits * padded / 8 + 2 bytes and 2 for values, padded being
 /// head_dim rounded up to a multiple of 8, in segments of 4,096 tokens. Threads: any number may
@@ -104,6 +108,7 @@ class Signatures {
     Result<Signatures> fresh = create(*rotation_, config_);
     if (!fresh.ok()) return fresh.status();
     Status status = check_range(range);
+    if (status.ok()) status = check(source, range.end);
     if (!status.ok()) return status;
     fresh->range_ = {.begin = range.begin, .end = range.begin};
     status = fresh->append(backend, source, range.end);
@@ -124,13 +129,11 @@ class Signatures {
     }
     const TokenRange fresh{.begin = range_.end, .end = end};
     Buffer<double> sums;
-    Buffer<std::int32_t> scratch;
-    Buffer<float> centred;
+    Buffer<std::byte> scratch;
     const std::size_t rows =
         centres_.size() > value_means_.size() ? centres_.size() : value_means_.size();
     if (!reserve(end) || !sums.resize(range_.empty() ? rows : 0) ||
-        !scratch.resize(static_cast<std::size_t>(workers) * scratch_per_worker()) ||
-        !centred.resize(scratch.size())) {
+        !scratch.resize(static_cast<std::size_t>(workers) * scratch_per_worker())) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
     if (range_.empty()) {
@@ -141,7 +144,7 @@ class Signatures {
           backend, kv_heads(), config_.value_dim, fresh,
           [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
     }
-    status = encode(backend, source, fresh, centred.data(), scratch.data());
+    status = encode(backend, source, fresh, scratch.data());
     if (status.ok()) range_.end = end;
     return status;
   }
@@ -159,6 +162,10 @@ class Signatures {
       for (int h = 0; h < config_.kv_heads; ++h) segments_[place(s, h)] = SignatureSegment();
     }
     reserved_ = segment_count();
+    if (reserved_ > 0) {
+      const int last = reserved_ - 1;
+      for (int h = 0; h < config_.kv_heads; ++h) note_factors(last, h, 0, segment_tokens(last));
+    }
     return Status();
   }
 
@@ -170,7 +177,7 @@ class Signatures {
   [[nodiscard]] TokenRange indexed() const { return range_; }
 
   [[nodiscard]] int segment_count() const {
-    return (range_.size() + kSignatureSegment - 1) / kSignatureSegment;
+    return (range_.size() - 1 + kSignatureSegment) / kSignatureSegment;
   }
   [[nodiscard]] const SignatureSegment& segment(int number, int kv_head) const {
     return segments_[place(number, kv_head)];
@@ -180,7 +187,25 @@ class Signatures {
     const TokenId rest = range_.size() - number * kSignatureSegment;
     return rest < kSignatureSegment ? rest : kSignatureSegment;
   }
-  /// Sixteen-byte rows per block: one for each bit plane and four dimensions.
+  /// Blocks of tokens, the last of which may not be full.
+  [[nodiscard]] int block_count() const {
+    return (range_.size() - 1 + kSignatureBlock) / kSignatureBlock;
+  }
+  /// Blocks [first, first + count), of which no two are in different segments.
+  [[nodiscard]] CodeBlocks blocks(int first, int count, int kv_head) const {
+    constexpr int kBlocks = kSignatureSegment / kSignatureBlock;
+    const SignatureSegment& from = segment(first / kBlocks, kv_head);
+    const std::int64_t token = std::int64_t{first % kBlocks} * kSignatureBlock;
+    const bool norms = config_.value_dim != 0;
+    return {
+        .codes = from.codes.data() + token / kSignatureBlock * rows_per_block() * 64,
+        .factors = from.factors.data() + token,
+        .norms = norms ? from.value_norms.data() + token : nullptr,
+        .blocks = count,
+        .rows = rows_per_block(),
+        .factor_scale = from.largest_factor > 0x1p-100F ? 32767.0F / from.largest_factor : 0.0F};
+  }
+  /// Rows per block: one for each bit plane and four dimensions.
   [[nodiscard]] int rows_per_block() const { return config_.bits * rotation_->padded() / 4; }
   /// c, [dim].
   [[nodiscard]] const float* centre(int kv_head) const {
@@ -225,15 +250,14 @@ class Signatures {
   // Segments for tokens up to `end`; what exists is kept as it is.
   bool reserve(TokenId end) noexcept {
     const TokenId total = end - range_.begin;
-    const int needed =
-        static_cast<int>((std::int64_t{total} + kSignatureSegment - 1) / kSignatureSegment);
+    const int needed = (total - 1 + kSignatureSegment) / kSignatureSegment;
     if (needed <= reserved_) return true;
     const auto heads = static_cast<std::size_t>(config_.kv_heads);
     std::unique_ptr<SignatureSegment[]> all(
         new (std::nothrow) SignatureSegment[static_cast<std::size_t>(needed) * heads]);
     if (all == nullptr) return false;
     const std::size_t code_bytes = static_cast<std::size_t>(kSignatureSegment / kSignatureBlock) *
-                                   static_cast<std::size_t>(rows_per_block()) * 16;
+                                   static_cast<std::size_t>(rows_per_block()) * 64;
     for (std::size_t i = static_cast<std::size_t>(reserved_) * heads;
          i < static_cast<std::size_t>(needed) * heads; ++i) {
       const MemoryAdvice advice = config_.memory_advice;
@@ -242,6 +266,12 @@ class Signatures {
           !all[i].value_norms.resize(config_.value_dim != 0 ? kSignatureSegment : 0, advice)) {
         return false;
       }
+      const auto clear = [](auto& buffer) {
+        std::fill_n(buffer.data(), buffer.size(), std::remove_pointer_t<decltype(buffer.data())>());
+      };
+      clear(all[i].codes);
+      clear(all[i].factors);
+      clear(all[i].value_norms);
     }
     for (std::size_t i = 0; i < static_cast<std::size_t>(reserved_) * heads; ++i) {
       all[i] = std::move(segments_[i]);
@@ -251,126 +281,270 @@ class Signatures {
     return true;
   }
 
-  // A centred key, or its rotation, in whole cache lines.
+  // Tokens that are encoded together: those of a block whose codes lie in consecutive words.
+  static constexpr int kLanes = kRotationLanes;
+
+  // Of one worker, [kLanes] of each coordinate but for the last two.
+  struct Scratch {
+    float* centred = nullptr;         // [dim, kLanes]
+    std::int32_t* rotated = nullptr;  // [padded, kLanes]
+    float* one = nullptr;             // [dim]
+    std::int32_t* one_rotated = nullptr;
+
+    static Scratch carve(Arena& arena, const Rotation& rotation) {
+      const auto dim = static_cast<std::size_t>(rotation.dim());
+      const auto padded = static_cast<std::size_t>(rotation.padded());
+      return {.centred = arena.take<float>(dim * kLanes),
+              .rotated = arena.take<std::int32_t>(padded * kLanes),
+              .one = arena.take<float>(dim),
+              .one_rotated = arena.take<std::int32_t>(padded)};
+    }
+  };
   [[nodiscard]] std::size_t scratch_per_worker() const {
-    return (static_cast<std::size_t>(rotation_->padded()) + 15) / 16 * 16;
+    Arena arena;
+    (void)Scratch::carve(arena, *rotation_);
+    return arena.bytes_needed();
   }
 
+  // Tokens [begin, begin + kLanes) of a segment, of which [first, last) are to be encoded.
+  struct Lanes {
+    int kv_head = 0;
+    TokenId begin = 0;
+    int first = 0;
+    int last = kLanes;
+  };
+
   template <class Backend, KeyValueSource Source>
-  Status encode(const Backend& backend, const Source& source, TokenRange tokens, float* centred,
-                std::int32_t* rotated) noexcept {
+  Status encode(const Backend& backend, const Source& source, TokenRange tokens,
+                std::byte* memory) noexcept {
     // Tasks take whole blocks, so that no two write to the same byte.
-    const TokenId first_block = (tokens.begin - range_.begin) / kSignatureBlock;
-    const TokenId blocks =
-        (tokens.end - range_.begin + kSignatureBlock - 1) / kSignatureBlock - first_block;
-    const int parts = (blocks + kTaskBlocks - 1) / kTaskBlocks;
+    const TokenId begin = tokens.begin - range_.begin;
+    const TokenId end = tokens.end - range_.begin;
+    const TokenId first_block = begin / kTaskTokens;
+    const int parts = (end - 1) / kTaskTokens - first_block + 1;
     std::atomic<std::int64_t> bad{INT64_MAX};  // (token, head) of a key that is not finite
     backend.executor.parallel_for(parts * config_.kv_heads, [&](int task, int worker) {
       const int kv_head = task / parts;
-      const TokenId block = first_block + task % parts * kTaskBlocks;
-      const TokenId begin = range_.begin + block * kSignatureBlock;
-      const TokenRange part{.begin = begin > tokens.begin ? begin : tokens.begin,
-                            .end = tokens.end - begin < kTaskBlocks * kSignatureBlock
-                                       ? tokens.end
-                                       : begin + kTaskBlocks * kSignatureBlock};
-      const std::size_t own = static_cast<std::size_t>(worker) * scratch_per_worker();
-      for (TokenId t = part.begin; t < part.end; ++t) {
-        if (encode_token(source, kv_head, t, centred + own, rotated + own)) continue;
-        const std::int64_t here = (std::int64_t{t} << 24) | kv_head;
+      const TokenId from = (first_block + task % parts) * kTaskTokens;
+      const std::size_t size = scratch_per_worker();
+      Arena arena({memory + static_cast<std::size_t>(worker) * size, size});
+      const Scratch scratch = Scratch::carve(arena, *rotation_);
+      for (TokenId t = from; t < end && t - from < kTaskTokens; t += kLanes) {
+        const Lanes lanes{.kv_head = kv_head,
+                          .begin = t,
+                          .first = begin > t ? begin - t : 0,
+                          .last = end - t < kLanes ? end - t : kLanes};
+        if (lanes.first >= kLanes) continue;
+        if (encode_lanes<typename Backend::Ops>(source, lanes, scratch)) continue;
+        const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
           ;
         return;
       }
     });
-    if (bad.load() == INT64_MAX) return Status();
+    if (bad.load() == INT64_MAX) {
+      note_factors(tokens);
+      return Status();
+    }
     const auto kv_head = static_cast<int>(bad.load() & ((1 << 24) - 1));
     const auto token = static_cast<TokenId>(bad.load() >> 24);
     return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                          first_not_finite(source, kv_head, tokens, token), kv_head);
   }
 
-  // False for a key that is not finite.
-  template <KeyValueSource Source>
-  bool encode_token(const Source& source, int kv_head, TokenId token, float* centred,
-                    std::int32_t* rotated) {
-    const auto* key = source.key(kv_head, token);
-    const float* c = centre(kv_head);
-    bool finite = true;
-    for (int j = 0; j < dim(); ++j) {
-      centred[j] = scalar_at(key, j) - c[j];
-      finite = finite && std::isfinite(centred[j]);
-    }
-    if (!finite) return false;
-    const Rotated result = rotation_->rotate(centred, rotated);
-    const TokenId local = token - range_.begin;
-    SignatureSegment& segment = segments_[place(local / kSignatureSegment, kv_head)];
-    const int at = local % kSignatureSegment;
-    std::uint8_t* block =
-        segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 16;
-    const std::int64_t dot = pack(rotated, result.square, block, at % kSignatureBlock);
-    const double factor =
-        dot > 0 ? result.unit * static_cast<double>(result.square) / static_cast<double>(dot) : 0.0;
-    segment.factors.data()[at] = to_bf16(static_cast<float>(factor));
-    if (config_.value_dim != 0) {
-      segment.value_norms.data()[at] = value_norm(source.value(kv_head, token), kv_head);
+  // False for keys that are not all finite.
+  template <class Ops, KeyValueSource Source>
+  bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch) {
+    if (!centre_lanes(source, lanes, scratch.centred)) return false;
+    Rotated results[kLanes];
+    rotate_lanes<Ops>(*rotation_, scratch.centred, scratch.rotated, scratch.one,
+                      scratch.one_rotated, results);
+    std::int64_t dots[kLanes];
+    SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
+    const int at = lanes.begin % kSignatureSegment;
+    quantise(scratch.rotated, results, lanes,
+             segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64,
+             dots);
+    for (int l = lanes.first; l < lanes.last; ++l) {
+      const double factor = dots[l] > 0 ? results[l].unit * static_cast<double>(results[l].square) /
+                                              static_cast<double>(dots[l])
+                                        : 0.0;
+      segment.factors.data()[at + l] =
+          to_bf16(static_cast<float>(factor < kLargestFactor ? factor : kLargestFactor));
+      if (config_.value_dim == 0) continue;
+      segment.value_norms.data()[at + l] =
+          value_norm(source.value(lanes.kv_head, range_.begin + lanes.begin + l), lanes.kv_head);
     }
     return true;
   }
 
-  // 8 log2 |v - u|, rounded; the largest there is where that is not finite, the smallest for 0. The
-  // squares of floats are exact in double, so that it makes no difference who contracts the sum.
-  template <class T>
-  std::int16_t value_norm(const T* value, int kv_head) const {
-    const float* mean = value_means_.data() + std::int64_t{kv_head} * config_.value_dim;
-    double square = 0.0;
-    for (int j = 0; j < config_.value_dim; ++j) {
-      const auto v = static_cast<double>(scalar_at(value, j) - mean[j]);
-      square += v * v;
+  // k - c, [dim, kLanes], 0 for lanes that are not wanted.
+  template <KeyValueSource Source>
+  bool centre_lanes(const Source& source, const Lanes& lanes, float* centred) const {
+    const float* c = centre(lanes.kv_head);
+    for (int l = 0; l < kLanes; ++l) {
+      if (l < lanes.first || l >= lanes.last) {
+        for (int j = 0; j < dim(); ++j) centred[j * kLanes + l] = 0.0F;
+        continue;
+      }
+      const auto* key = source.key(lanes.kv_head, range_.begin + lanes.begin + l);
+      for (int j = 0; j < dim(); ++j) centred[j * kLanes + l] = scalar_at(key, j) - c[j];
     }
-    if (!(square <= 0x1p256)) return 1024;
-    if (square < 0x1p-256) return -1024;
-    // log2 of the square in quarters: its exponent and how many of 2^(1/8), 2^(3/8) ... it passes.
-    const auto bits = std::bit_cast<std::uint64_t>(square);
-    const double fraction = std::bit_cast<double>((bits & ((1ULL << 52) - 1)) | (1023ULL << 52));
-    int quarters = 4 * (static_cast<int>(bits >> 52) - 1023);
-    for (const double bound :
-         {1.0905077326652577, 1.2968395546510096, 1.5422108254079407, 1.8340080864093424}) {
-      quarters += fraction >= bound ? 1 : 0;
+    std::uint32_t largest = 0;  // magnitude, without the sign
+    for (int i = 0; i < dim() * kLanes; ++i) {
+      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(centred[i]) & 0x7fffffffU;
+      largest = magnitude > largest ? magnitude : largest;
     }
-    return static_cast<std::int16_t>(quarters);
+    return largest < 0x7f800000U;
   }
 
-  // Quantises a rotated key into token `lane` of a block; returns <x, key>.
-  std::int64_t pack(const std::int32_t* rotated, std::int64_t square, std::uint8_t* block,
-                    int lane) const {
-    const int padded = rotation_->padded();
-    const double sigma = ::sqrt(static_cast<double>(square) / padded);
-    std::int32_t bounds[Levels::kMaxLevels];
-    for (int i = 0; i + 1 < levels_.count(); ++i) {
-      bounds[i] = static_cast<std::int32_t>(sigma * levels_.bound(i) / (1 << Levels::kFraction));
+  // Quantises rotated keys into the places of their lanes in a block; returns <x, key> of each.
+  //
+  // Crossing a bound changes some bits of a code, and its value by the distance of two levels. What
+  // loops over lanes works on arrays of its own, which compilers then keep in vectors.
+  struct Crossings {
+    std::int32_t bounds[Levels::kMaxLevels][kLanes];
+    std::int32_t bits[Levels::kMaxLevels];
+    std::int32_t steps[Levels::kMaxLevels];
+    std::int32_t lowest = 0;
+  };
+
+  [[nodiscard]] Crossings crossings(const Rotated* results) const {
+    Crossings crossings;
+    crossings.lowest = levels_.value(levels_.code(0));
+    for (int b = 0; b + 1 < levels_.count(); ++b) {
+      for (int l = 0; l < kLanes; ++l) {
+        const double sigma = ::sqrt(static_cast<double>(results[l].square) / rotation_->padded());
+        crossings.bounds[b][l] =
+            static_cast<std::int32_t>(sigma * levels_.bound(b) / (1 << Levels::kFraction));
+      }
+      crossings.bits[b] = levels_.code(b) ^ levels_.code(b + 1);
+      crossings.steps[b] = levels_.value(levels_.code(b + 1)) - levels_.value(levels_.code(b));
     }
-    const int shift = lane < 16 ? 0 : 4;
-    std::int64_t dot = 0;
-    for (int j = 0; j < padded; j += 4) {
-      std::uint8_t planes[Levels::kMaxBits] = {};
+    return crossings;
+  }
+
+  void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
+                std::uint8_t* block, std::int64_t* dots) const {
+    if (config_.bits == 1) return quantise<1>(rotated, results, lanes, block, dots);
+    if (config_.bits == 2) return quantise<2>(rotated, results, lanes, block, dots);
+    if (config_.bits == 3) return quantise<3>(rotated, results, lanes, block, dots);
+    quantise<4>(rotated, results, lanes, block, dots);
+  }
+
+  template <int kBits>
+  void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
+                std::uint8_t* block, std::int64_t* dots) const {
+    const Crossings own = crossings(results);
+    const int groups = rotation_->padded() / 4;
+    std::int64_t sums[kLanes] = {};
+    for (int j = 0; j < groups; ++j) {
+      std::int32_t planes[kBits][kLanes] = {};
       for (int i = 0; i < 4; ++i) {
-        int level = 0;
-        for (int b = 0; b + 1 < levels_.count(); ++b) level += rotated[j + i] >= bounds[b] ? 1 : 0;
-        const int code = levels_.code(level);
-        dot += std::int64_t{levels_.value(code)} * rotated[j + i];
-        for (int p = 0; p < config_.bits; ++p) {
-          planes[p] = static_cast<std::uint8_t>(planes[p] | (((code >> p) & 1) << i));
+        std::int32_t x[kLanes];
+        std::memcpy(x, rotated + (std::int64_t{4} * j + i) * kLanes, sizeof x);
+        std::int32_t codes[kLanes] = {};  // of the lowest level
+        std::int32_t values[kLanes];
+        for (int l = 0; l < kLanes; ++l) values[l] = own.lowest;
+        for (int b = 0; b + 1 < 1 << kBits; ++b) {
+          for (int l = 0; l < kLanes; ++l) {
+            const std::int32_t crossed = x[l] >= own.bounds[b][l] ? -1 : 0;
+            codes[l] ^= crossed & own.bits[b];
+            values[l] += crossed & own.steps[b];
+          }
+        }
+        for (int l = 0; l < kLanes; ++l) sums[l] += std::int64_t{values[l]} * x[l];
+        for (int p = 0; p < kBits; ++p) {
+          for (int l = 0; l < kLanes; ++l) planes[p][l] |= ((codes[l] >> p) & 1) << i;
         }
       }
-      for (int p = 0; p < config_.bits; ++p) {
-        std::uint8_t& byte = block[(std::int64_t{p} * padded / 4 + j / 4) * 16 + lane % 16];
-        byte = static_cast<std::uint8_t>((byte & (0xf0 >> shift)) | (planes[p] << shift));
+      for (int p = 0; p < kBits; ++p) {
+        pack(planes[p], lanes, block + (std::int64_t{p} * groups + j) * 64);
       }
     }
-    return dot;
+    std::memcpy(dots, sums, sizeof sums);
   }
 
-  static constexpr int kTaskBlocks = 8;
+  // Four bits of each lane to a row of a block: see CodePlace. The 16-bit words of a row hold four
+  // bits each of four tokens 32 apart.
+  static void pack(const std::int32_t* halves, const Lanes& lanes, std::uint8_t* row) {
+    const CodePlace place = CodePlace::of(lanes.begin % kSignatureBlock);
+    const int shift = 8 * (place.byte % 2) + 4 * place.upper;
+    const std::uint32_t mask = 15U << shift;
+    std::uint16_t words[kLanes];
+    std::memcpy(words, row + place.byte / 2 * 2, sizeof words);
+    for (int l = 0; l < kLanes; ++l) {
+      const std::uint32_t wanted = l >= lanes.first && l < lanes.last ? mask : 0U;
+      const std::uint32_t own = static_cast<std::uint32_t>(halves[l]) << shift;
+      words[l] = static_cast<std::uint16_t>((words[l] & ~wanted) | (own & wanted));
+    }
+    std::memcpy(row + place.byte / 2 * 2, words, sizeof words);
+  }
+
+  // 16 log2 |v - u|, rounded; the largest there is where that is not finite, the smallest for 0.
+  // The squares of floats are exact in double, so that it makes no difference who contracts the
+  // sums.
+  template <class T>
+  std::int16_t value_norm(const T* value, int kv_head) const {
+    const int dim = config_.value_dim;
+    const float* mean = value_means_.data() + std::int64_t{kv_head} * dim;
+    double sums[kLanes] = {};
+    for (int begin = 0; begin < dim; begin += kLanes) {
+      if (begin + kLanes <= dim) {
+        for (int j = 0; j < kLanes; ++j) {
+          const auto v = static_cast<double>(scalar_at(value, begin + j) - mean[begin + j]);
+          sums[j] += v * v;
+        }
+      } else {
+        for (int j = 0; begin + j < dim; ++j) {
+          const auto v = static_cast<double>(scalar_at(value, begin + j) - mean[begin + j]);
+          sums[j] += v * v;
+        }
+      }
+    }
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    }
+    const double square = sums[0];
+    if (!(square <= 0x1p256)) return 2048;
+    if (square < 0x1p-256) return -2048;
+    // log2 of the square in eighths: its exponent and how many of 2^(1/16), 2^(3/16) ... it passes.
+    const auto bits = std::bit_cast<std::uint64_t>(square);
+    const double fraction = std::bit_cast<double>((bits & ((1ULL << 52) - 1)) | (1023ULL << 52));
+    int eighths = 8 * (static_cast<int>(bits >> 52) - 1023);
+    for (const double bound :
+         {1.0442737824274138, 1.1387886347566916, 1.2418578120734840, 1.3542555469368927,
+          1.4768261459394993, 1.6104903319492543, 1.7562521603732995, 1.9152065613971472}) {
+      eighths += fraction >= bound ? 1 : 0;
+    }
+    return static_cast<std::int16_t>(eighths);
+  }
+
+  void note_factors(TokenRange tokens) {
+    for (TokenId begin = tokens.begin - range_.begin; begin < tokens.end - range_.begin;) {
+      const int number = begin / kSignatureSegment;
+      const TokenId first = number * kSignatureSegment;
+      const TokenId rest = tokens.end - range_.begin - first;
+      const TokenId end = rest < kSignatureSegment ? rest : kSignatureSegment;
+      for (int h = 0; h < config_.kv_heads; ++h) note_factors(number, h, begin - first, end);
+      if (rest <= kSignatureSegment) break;
+      begin = first + kSignatureSegment;
+    }
+  }
+
+  // Tokens [begin, end) of a segment are new in it; all behind them are not there.
+  void note_factors(int number, int kv_head, TokenId begin, TokenId end) {
+    SignatureSegment& segment = segments_[place(number, kv_head)];
+    float largest = begin > 0 ? segment.largest_factor : 0.0F;
+    for (TokenId i = begin; i < end; ++i) {
+      const float factor = to_float(segment.factors.data()[i]);
+      largest = factor > largest ? factor : largest;
+    }
+    segment.largest_factor = largest;
+  }
+
+  static constexpr TokenId kTaskTokens = 2 * kSignatureBlock;
+  static constexpr double kLargestFactor = 0x1p127;
 
   const Rotation* rotation_;
   SignaturesConfig config_;

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Signatures of a workload, how they are drawn from, and what that reads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "magicpig/attention.hpp"
+#include "workload.hpp"
+
+namespace magicpig::bench {
+
+/// Bits per dimension, and the fraction of the rows that is read.
+struct SignatureSetting {
+  int bits = 1;
+  double rows = 0.02;
+};
+
+/// The index over the middle of a workload, with the norms of values.
+struct SignatureIndex {
+  using Index = Signatures<HadamardRotation>;
+
+  std::unique_ptr<HadamardRotation> rotation;  // stays where it is: the index refers to it
+  Index index;
+
+  template <class T>
+  [[nodiscard]] static SignatureIndex empty(const Workload<T>& workload, int bits) {
+    auto rotation = HadamardRotation::create(workload.shape().head_dim, 1);
+    if (!rotation.ok()) fail(rotation.status().message());
+    auto kept = std::make_unique<HadamardRotation>(std::move(*rotation));
+    auto index = Index::create(*kept, {.kv_heads = kKvHeads,
+                                       .bits = bits,
+                                       .value_dim = workload.shape().head_dim,
+                                       .memory_advice = workload.pages().index});
+    if (!index.ok()) fail(index.status().message());
+    return {.rotation = std::move(kept), .index = std::move(*index)};
+  }
+
+  template <class T>
+  void build(const Workload<T>& workload, ThreadPool& pool) {
+    const Status status = index.build(make_backend<Ops>(pool), workload.view(), workload.middle());
+    if (!status.ok()) fail(status.message());
+  }
+
+  [[nodiscard]] Systematic sampler(const SignatureSetting& setting) const {
+    const auto made =
+        Systematic::create(*rotation, setting.bits, {.budget = {.fraction = setting.rows}});
+    if (!made.ok()) fail(made.status().message());
+    return *made;
+  }
+
+  template <class T>
+  [[nodiscard]] DrawInput<StridedKeyValues<T>, Index> draw_input(const Workload<T>& workload,
+                                                                 int kv_head) const {
+    return {.key_values = workload.view(),
+            .index = index,
+            .kv_head = kv_head,
+            .queries = workload.queries(kv_head),
+            .scale = workload.scale(),
+            .noise = {}};
+  }
+};
+
+/// The index of a workload with so many bits, made when it is asked for first.
+template <class T>
+[[nodiscard]] SignatureIndex& signature_index(Harness& harness, Workload<T>& workload, int bits) {
+  return harness.keep<SignatureIndex>("signatures " + std::to_string(bits), [&] {
+    SignatureIndex made = SignatureIndex::empty(workload, bits);
+    made.build(workload, harness.pool(1));
+    return made;
+  });
+}
+
+/// What a step reads: codes, factors and norms of all indexed tokens, the exact and drawn rows.
+template <class T>
+[[nodiscard]] Traffic signature_traffic(Workload<T>& workload, const SignatureIndex& signatures,
+                                        const SignatureSetting& setting) {
+  const Systematic sampler = signatures.sampler(setting);
+  SamplerScratch<Systematic> scratch(sampler, workload);
+  const double indexed = workload.middle().size();
+  const auto per_token = static_cast<double>(
+      SignatureIndex::Index::bytes_per_token(signatures.rotation->padded(), setting.bits, true));
+  Traffic traffic{.bytes = kKvHeads * indexed * per_token};
+  for (int h = 0; h < kKvHeads; ++h) {
+    const auto drawn = sampler.draw<Ops>(signatures.draw_input(workload, h), *scratch);
+    traffic.rows += static_cast<double>(drawn.tokens.size()) / (indexed * kKvHeads);
+    traffic.bytes += gather_bytes(workload, h, drawn, false);
+  }
+  const TokenId exact = workload.shape().tokens - workload.middle().size();
+  const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
+  traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;
+  return traffic;
+}
+
+}  // namespace magicpig::bench

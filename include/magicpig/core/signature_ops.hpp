@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam for a SIMD library where signatures are scanned: integers in, the same integers out.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+#include "magicpig/core/types.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// Tokens whose codes lie together. Everything below takes whole blocks.
+inline constexpr int kSignatureBlock = 128;
+/// Independent systematic draws, token i of an array taking part in draw i modulo this.
+inline constexpr int kSystematicTracks = 8;
+
+/// Where a block keeps the four bits of token t: in the half `upper` of byte `byte` of each row. So
+/// the even bytes' lower halves hold 32 consecutive tokens, the odd bytes' the next 32, and vectors
+/// of any width sum consecutive tokens.
+struct CodePlace {
+  int byte = 0;   ///< in [0, 64)
+  int upper = 0;  ///< 0 or 1
+
+  [[nodiscard]] static constexpr CodePlace of(int t) {
+    return {.byte = 2 * (t % 32) + t / 32 % 2, .upper = t / 64};
+  }
+};
+
+/// Blocks of codes one after the other, with what belongs to their tokens.
+struct CodeBlocks {
+  const std::uint8_t* codes = nullptr;  ///< [blocks, rows, 64], see CodePlace
+  const bf16* factors = nullptr;        ///< [blocks * kSignatureBlock], finite, not negative
+  const std::int16_t* norms = nullptr;  ///< [blocks * kSignatureBlock], at most 8192; or null
+  int blocks = 0;
+  int rows = 0;                      ///< per block, even
+  float factor_scale = 0.0F;         ///< what makes 2^15 of the largest factor, or little less
+  const CodeBlocks* next = nullptr;  ///< blocks wanted soon, or null: asked for with these
+};
+
+/// What the queries of a group make of codes: four bits of row r select one of 16 partial sums.
+struct PartialSums {
+  const std::uint8_t* sums = nullptr;         ///< [rows, group, 16]; of 8 rows from 8 r on: 255
+  const std::int16_t* middles = nullptr;      ///< [group] the sum over rows for a score of 0
+  const std::int16_t* units = nullptr;        ///< [group] |sum - middle| * unit < 2^15
+  const std::int16_t* multipliers = nullptr;  ///< [group] at most 2^13 either way
+  int group = 1;
+};
+
+/// Which scores are certain to be drawn, and how the probability of others falls below them.
+struct ScoreRule {
+  static constexpr int kSteps = 16;  ///< of a score per power of 2
+  static constexpr std::uint32_t kCertain = 65536;
+
+  std::int16_t tau = 0;        ///< scores from here on are certain
+  std::int16_t longest = 255;  ///< gaps beyond this count as this; -1: everything is certain
+
+  /// In units of 2^-16: 1 from tau on, and `gap` sixteenths of a power of 2 and one below it about
+  /// 2^-((gap + 1) / 16), with a mantissa of 5 bits; at least 2^-16.
+  [[nodiscard]] static constexpr std::uint32_t units(int gap) {
+    if (gap < 0) return kCertain;
+    return static_cast<std::uint32_t>(((31 - (gap & 15)) << 11) >> (gap >> 4));
+  }
+  [[nodiscard]] constexpr int gap(std::int16_t score) const {
+    const int gap = tau - 1 - score;
+    return gap < longest ? (gap < -1 ? -1 : gap) : longest;
+  }
+};
+
+/// Where scores of blocks go: head g's from data + g * stride on.
+struct ScoreRows {
+  std::int16_t* data = nullptr;
+  std::int64_t stride = 0;
+};
+
+/// Vectors whose rotation is computed together: coordinate j of vector l at [j * kRotationLanes +
+/// l].
+inline constexpr int kRotationLanes = 16;
+
+/// Walsh-Hadamard transform of `count` integers: for stride, 2 stride, 4 stride ... below count
+/// each pair of integers so far apart, in blocks of twice as many, becomes its sum and difference.
+/// count / stride is a power of 2; no sum may reach 2^31.
+inline void transform_hadamard(std::int32_t* x, int count, int stride) {
+  for (int half = stride; half < count; half *= 2) {
+    for (int i = 0; i < count; i += 2 * half) {
+      for (int j = i; j < i + half; ++j) {
+        const std::int32_t a = x[j];
+        const std::int32_t b = x[j + half];
+        x[j] = a + b;
+        x[j + half] = a - b;
+      }
+    }
+  }
+}
+
+/// Operations on codes and scores. All is integers but for one multiplication of floats and its
+/// truncation: every model returns the very bits of ScalarSignatureOps. Counts n of scores are
+/// multiples of kSignatureBlock; scores lie in [-2^15 + 2^8, 2^14 + 2^12]; no alignment is needed.
+template <class O>
+concept SignatureOps = requires(const CodeBlocks& blocks, const PartialSums& partial,
+                                const ScoreRows& rows, const std::int16_t* scores, int n, int group,
+                                std::int16_t* to, const ScoreRule& rule, std::uint16_t* tracks,
+                                const std::uint16_t* noise, std::uint64_t* drawn,
+                                std::int32_t* integers) {
+  // s = (sum over rows of the partial sums that a token's bits select - middle) * unit,
+  // f = min(32767, trunc(factor * factor_scale)), a (*) b = (a b + 2^14) >> 15:
+  // score = (s (*) f) (*) multiplier + norm
+  O::score_codes(blocks, partial, rows);
+  // to = log-sum over the first `group` rows of score - the row's offset, row by row: that of two
+  // is the larger + (max(0, 59 - difference) >> 2), within an eighth of an octave of the exact one
+  O::combine_scores(rows, n, group, scores, to);
+  // the largest score; n > 0
+  { O::largest_score(scores, n) } -> std::same_as<std::int16_t>;
+  // sum of rule.units(rule.gap(score))
+  { O::expected(scores, n, rule) } -> std::same_as<std::uint64_t>;
+  // bit i of drawn[i / 64]: score i is certain, or its units, added to track i % 8, carry
+  O::draw_systematic(scores, n, rule, tracks, drawn);
+  // transform_hadamard(), for strides that are multiples of kRotationLanes
+  O::transform_hadamard(integers, n, group);
+  // bit i of drawn[i / 64]: noise[i] is less than the units of score i
+  O::draw_poisson(scores, n, rule, noise, drawn);
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Draws by signatures: one scan gives every token a probability, a selection draws by it.
+#pragma once
+
+#include <math.h>
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "magicpig/core/candidates.hpp"
+#include "magicpig/core/error.hpp"
+#include "magicpig/core/random.hpp"
+#include "magicpig/core/signature_ops.hpp"
+#include "magicpig/core/types.hpp"
+#include "magicpig/core/workspace.hpp"
+#include "magicpig/index/signatures.hpp"
+#include "magicpig/sample/budget.hpp"
+#include "magicpig/sample/signature_scores.hpp"
+#include "magicpig/version.hpp"
+
+namespace magicpig::inline MAGICPIG_ABI {
+
+/// How tokens are drawn by their signatures.
+struct SignatureSamplerConfig {
+  Budget budget;             ///< expected rows read per KV head
+  double temperature = 0.9;  ///< pi is as exp(temperature * estimated logit); in (0, 4]
+  /// No token's probability is below this, nor below 2^-16: no weight exceeds its inverse. In
+  /// [0, 1]; its rows come on top of the budget.
+  double least = 0.0;
+};
+
+/// One draw for the whole group, fresh for every noise key: each indexed token with pi =
+/// min(1, s / tau), s the sum over the group of its estimated softmax probabilities in the indexed
+/// range, tau such that the expected number of tokens is the budget. All heads use every drawn
+/// token.
+///
+/// Unbiased given the codes, however bad the scores: pi is the number that the selection tests, a
+/// multiple of 2^-16 and never 0, and it depends on codes and queries only. tau and the softmax
+/// normalisers come from a pilot: all blocks of up to 8,192 tokens, 64 blocks spread evenly over
+/// more. Tokens and probabilities are computed in integers and are the same on every machine,
+/// whatever the SIMD library.
+///
+/// Selection::draw<Ops>(scores, n, rule, first token) draws from whole blocks in their order.
+template <class Selection>
+class SignatureSampler {
+ public:
+  static constexpr bool kUnbiased = true;
+  /// Blocks that decide about tau.
+  static constexpr int kPilotBlocks = 64;
+
+  /// For indexes over `rotation` of `bits` bits per dimension. Errors: as Budget::check(); a
+  /// temperature or `least` outside its bounds; bits outside [1, 4].
+  template <class Rotation>
+  [[nodiscard]] static Result<SignatureSampler> create(
+      const Rotation& rotation, int bits, const SignatureSamplerConfig& config) noexcept {
+    const Status status = config.budget.check();
+    if (!status.ok()) return status;
+    if (!(config.temperature > 0.0 && config.temperature <= 4.0)) {
+      return Status::error(ErrorCode::kInvalidArgument, "temperature %g must lie in (0, 4]",
+                           config.temperature);
+    }
+    if (!(config.least >= 0.0 && config.least <= 1.0)) {
+      return Status::error(ErrorCode::kInvalidArgument, "least %g must lie in [0, 1]",
+                           config.least);
+    }
+    if (bits < 1 || bits > Levels::kMaxBits) {
+      return Status::error(ErrorCode::kInvalidArgument, "bits %d must lie in [1, %d]", bits,
+                           Levels::kMaxBits);
+    }
+    return SignatureSampler(config, rotation.padded(), bits);
+  }
+
+  /// Error: an index of other signatures than this was made for.
+  template <class Rotation>
+  [[nodiscard]] Status supports(const Signatures<Rotation>& index) const noexcept {
+    if (index.rotation().padded() == padded_ && index.levels().bits() == bits_) return Status();
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "the sampler is made for %d bits of %d dimensions, the index has %d of %d",
+                         bits_, padded_, index.levels().bits(), index.rotation().padded());
+  }
+
+  struct Scratch {
+    SignatureQueries::Scratch queries;
+    std::int16_t* scores = nullptr;   // [group, pilot tokens]: of the pilot, then of a strip
+    std::int16_t* offsets = nullptr;  // [group] log of a head's normaliser
+    std::int16_t* pilot = nullptr;    // [pilot tokens] log s
+    std::int16_t* strip = nullptr;    // [kStripBlocks * kSignatureBlock] log s
+    TokenId* tokens = nullptr;        // [tokens]
+    float* log_pi = nullptr;          // [tokens]
+  };
+
+  [[nodiscard]] Scratch carve(Arena& arena, const DrawLimits& limits) const {
+    const auto group = static_cast<std::size_t>(limits.group);
+    const auto tokens = static_cast<std::size_t>(limits.tokens);
+    const int blocks = block_count(limits.tokens);
+    const auto pilot =
+        static_cast<std::size_t>((blocks < kPilotBlocks ? blocks : kPilotBlocks) * kSignatureBlock);
+    return {.queries = SignatureQueries::carve(arena, limits.group, padded_, bits_),
+            .scores = arena.take<std::int16_t>(group * pilot),
+            .offsets = arena.take<std::int16_t>(group),
+            .pilot = arena.take<std::int16_t>(pilot),
+            .strip = arena.take<std::int16_t>(kStripBlocks * kSignatureBlock),
+            .tokens = arena.take<TokenId>(tokens),
+            .log_pi = arena.take<float>(tokens)};
+  }
+
+  template <class Ops, class Source, class Rotation>
+  [[nodiscard]] Candidates<KnownInclusion> draw(
+      const DrawInput<Source, Signatures<Rotation>>& input, Scratch& scratch) const {
+    const TokenRange range = input.index.indexed();
+    const TokenId budget = config_.budget.of(range.size());
+    if (budget == range.size() || longest_ < 0) return everything(range, scratch);
+    return Scan<Ops, Source, Rotation>(*this, input, scratch).draw(budget);
+  }
+
+ private:
+  static constexpr int kStripBlocks = 4;
+
+  SignatureSampler(const SignatureSamplerConfig& config, int padded, int bits)
+      : config_(config), padded_(padded), bits_(bits) {
+    while (longest_ >= 0 && ScoreRule::units(longest_) < config.least * ScoreRule::kCertain) {
+      --longest_;
+    }
+    for (int gap = -1; gap < 256; ++gap) {
+      log_pi_[static_cast<std::size_t>(gap + 1)] =
+          static_cast<float>(::log(ScoreRule::units(gap) * 0x1p-16));
+    }
+  }
+
+  static int block_count(TokenId tokens) {
+    return (tokens - 1 + kSignatureBlock) / kSignatureBlock;
+  }
+
+  static Candidates<KnownInclusion> everything(TokenRange range, Scratch& scratch) {
+    for (TokenId i = 0; i < range.size(); ++i) {
+      scratch.tokens[i] = range.begin + i;
+      scratch.log_pi[i] = 0.0F;
+    }
+    return {.tokens = {scratch.tokens, static_cast<std::size_t>(range.size())},
+            .members = {},
+            .inclusion = {.log_pi = scratch.log_pi}};
+  }
+
+  // One draw, for one KV head.
+  template <class Ops, class Source, class Rotation>
+  class Scan {
+   public:
+    Scan(const SignatureSampler& sampler, const DrawInput<Source, Signatures<Rotation>>& input,
+         Scratch& scratch)
+        : sampler_(sampler),
+          input_(input),
+          scratch_(scratch),
+          queries_(input, sampler.config_.temperature, scratch.queries),
+          blocks_(input.index.block_count()),
+          pilots_(blocks_ < kPilotBlocks ? blocks_ : kPilotBlocks),
+          selection_(input) {}
+
+    Candidates<KnownInclusion> draw(TokenId budget) {
+      read_pilot();
+      rule_.longest = sampler_.longest_;
+      rule_.tau = threshold(budget);
+      int pilot = 0;  // the next one
+      for (int block = 0; block < blocks_;) {
+        if (pilot < pilots_ && block == pilot_block(pilot)) {
+          emit(scratch_.pilot + std::int64_t{pilot} * kSignatureBlock, {block, 1});
+          ++pilot;
+          ++block;
+        } else {
+          block = read(strip_at(block, pilot), pilot);
+        }
+      }
+      return {.tokens = {scratch_.tokens, count_},
+              .members = {},
+              .inclusion = {.log_pi = scratch_.log_pi}};
+    }
+
+   private:
+    // Stratum i of the pilot is blocks [first_block(i), first_block(i + 1)), its middle is read.
+    [[nodiscard]] int first_block(int i) const {
+      return static_cast<int>(std::int64_t{blocks_} * i / pilots_);
+    }
+    [[nodiscard]] int pilot_block(int i) const { return (first_block(i) + first_block(i + 1)) / 2; }
+
+    void read_pilot() {
+      const std::int64_t n = std::int64_t{pilots_} * kSignatureBlock;
+      for (int i = 0; i < pilots_; ++i) {
+        const Strip next{.first = i + 2 < pilots_ ? pilot_block(i + 2) : 0, .count = 1};
+        score({pilot_block(i), 1}, next, {scratch_.scores + std::int64_t{i} * kSignatureBlock, n});
+      }
+      const auto tokens = static_cast<int>(n);
+      for (int g = 0; g < input_.queries.count; ++g) {
+        const std::int16_t* scores = scratch_.scores + g * n;
+        const std::int16_t largest = Ops::largest_score(scores, tokens);
+        const std::uint64_t sum = Ops::expected(scores, tokens, {.tau = largest, .longest = 255});
+        scratch_.offsets[g] = static_cast<std::int16_t>(largest + log2_of(sum) - kLogCertain);
+      }
+      combine({scratch_.scores, n}, tokens, scratch_.pilot);
+    }
+
+    // 16 log2 of a number, at least 1, to the nearest.
+    static int log2_of(std::uint64_t x) {
+      // 2^(1/32), 2^(3/32) ... in units of 2^-31.
+      static constexpr std::uint32_t kBounds[16] = {
+          2194507417U, 2291666561U, 2393127307U, 2499080105U, 2609723834U, 2725266179U,
+          2845924021U, 2971923842U, 3103502151U, 3240905930U, 3384393094U, 3534232978U,
+          3690706840U, 3854108391U, 4024744348U, 4202935003U};
+      const int exponent = static_cast<int>(std::bit_width(x)) - 1;
+      const std::uint64_t mantissa = exponent > 31 ? x >> (exponent - 31) : x << (31 - exponent);
+      int steps = 16 * exponent;
+      for (const std::uint32_t bound : kBounds) steps += mantissa >= bound ? 1 : 0;
+      return steps;
+    }
+    static constexpr int kLogCertain = 16 * 16;
+
+    // tau for which the pilot's expectation is its share of the budget, to the nearest step. The
+    // first rounds move tau by what would be right if no more tokens became certain, which takes
+    // three or four; where most are, halving the bounds is faster.
+    std::int16_t threshold(TokenId budget) const {
+      const int n = pilots_ * kSignatureBlock;
+      const std::uint64_t target =
+          static_cast<std::uint64_t>(budget) * static_cast<std::uint64_t>(pilot_tokens()) *
+          ScoreRule::kCertain / static_cast<std::uint64_t>(input_.index.indexed().size());
+      const int wanted = log2_of(target > 0 ? target : 1);
+      int tau = Ops::largest_score(scratch_.pilot, n);
+      int low = -32767;      // everything is certain
+      int high = tau + 257;  // every probability is 2^-16
+      std::uint64_t above = static_cast<std::uint64_t>(n) * ScoreRule::kCertain;
+      std::uint64_t below = 0;
+      for (int round = 0; high - low > 1; ++round) {
+        const std::uint64_t rows = Ops::expected(
+            scratch_.pilot, n, {.tau = static_cast<std::int16_t>(tau), .longest = 255});
+        const bool enough = rows >= target;
+        (enough ? low : high) = tau;
+        (enough ? above : below) = rows;
+        const int step = log2_of(rows) - wanted;
+        tau += step != 0 ? step : enough ? 1 : -1;
+        if (round >= kQuickRounds || tau <= low || tau >= high) tau = low + (high - low) / 2;
+      }
+      return static_cast<std::int16_t>(above - target <= target - below ? low : high);
+    }
+    static constexpr int kQuickRounds = 6;
+
+    // Tokens of the pilot's blocks: the last block of the index may not be full.
+    [[nodiscard]] TokenId pilot_tokens() const {
+      const TokenId missing = blocks_ * kSignatureBlock - input_.index.indexed().size();
+      const bool last = pilot_block(pilots_ - 1) == blocks_ - 1;
+      return pilots_ * kSignatureBlock - (last ? missing : 0);
+    }
+
+    // Blocks of one segment.
+    struct Strip {
+      int first = 0;
+      int count = 0;
+    };
+
+    // Blocks from `first` on that are scored together, up to the next one of the pilot; perhaps
+    // none.
+    [[nodiscard]] Strip strip_at(int first, int pilot) const {
+      constexpr int kSegmentBlocks = kSignatureSegment / kSignatureBlock;
+      const int segment_end = (first / kSegmentBlocks + 1) * kSegmentBlocks;
+      const int stop = pilot < pilots_ ? pilot_block(pilot) : blocks_;
+      int end = first + kStripBlocks < segment_end ? first + kStripBlocks : segment_end;
+      end = stop < end ? stop : end;
+      return {.first = first, .count = end - first};
+    }
+
+    // Scores a strip and draws from it; returns the first block behind it.
+    int read(const Strip& strip, int pilot) {
+      constexpr std::int64_t kStride = kStripBlocks * kSignatureBlock;
+      const int end = strip.first + strip.count;
+      const bool at_pilot = pilot < pilots_ && end == pilot_block(pilot);
+      const Strip next = at_pilot ? strip_at(end + 1, pilot + 1) : strip_at(end, pilot);
+      score(strip, next, {scratch_.scores, kStride});
+      combine({scratch_.scores, kStride}, strip.count * kSignatureBlock, scratch_.strip);
+      emit(scratch_.strip, strip);
+      return end;
+    }
+
+    // Asks for the blocks of `next`, too.
+    void score(const Strip& strip, const Strip& next, const ScoreRows& rows) {
+      const CodeBlocks wanted =
+          next.count > 0 && next.first < blocks_ ? blocks_of(next) : CodeBlocks();
+      CodeBlocks blocks = blocks_of(strip);
+      blocks.next = &wanted;
+      queries_.template score<Ops>(blocks, rows);
+      const TokenId missing =
+          (strip.first + strip.count) * kSignatureBlock - input_.index.indexed().size();
+      for (int g = 0; g < input_.queries.count; ++g) {
+        std::int16_t* end =
+            rows.data + g * rows.stride + std::int64_t{strip.count} * kSignatureBlock;
+        for (TokenId i = 1; i <= missing; ++i) end[-i] = kNoScore;
+      }
+    }
+
+    [[nodiscard]] CodeBlocks blocks_of(const Strip& strip) const {
+      return input_.index.blocks(strip.first, strip.count, input_.kv_head);
+    }
+
+    void combine(const ScoreRows& rows, int n, std::int16_t* to) const {
+      Ops::combine_scores(rows, n, input_.queries.count, scratch_.offsets, to);
+    }
+
+    void emit(const std::int16_t* scores, const Strip& strip) {
+      std::uint64_t drawn[kStripBlocks * kSignatureBlock / 64];
+      const TokenRange range = input_.index.indexed();
+      const int n = strip.count * kSignatureBlock;
+      const TokenId first = range.begin + strip.first * kSignatureBlock;
+      selection_.template draw<Ops>(scores, n, rule_, first, drawn);
+      std::int32_t places[kStripBlocks * kSignatureBlock + kFew];
+      int count = list(drawn, n, places);
+      while (count > 0 && first + places[count - 1] >= range.end) --count;
+      for (int i = 0; i < count; ++i) {
+        scratch_.tokens[count_] = first + places[i];
+        scratch_.log_pi[count_++] =
+            sampler_.log_pi_[static_cast<std::size_t>(rule_.gap(scores[places[i]]) + 1)];
+      }
+    }
+
+    // The places of the bits that are set, ascending; returns how many. A few are written for every
+    // word, without a branch that depends on how many there are: at 2 % it would be mispredicted
+    // for every other word and double the time.
+    static constexpr int kFew = 4;
+    static int list(const std::uint64_t* words, int n, std::int32_t* places) {
+      int count = 0;
+      for (int i = 0; i < n; i += 64) {
+        std::uint64_t bits = words[i / 64];
+        const int set = std::popcount(bits);
+        for (int done = 0; done < set || done == 0; done += kFew) {
+          for (int k = 0; k < kFew; ++k, bits &= bits - 1) {
+            places[count + done + k] = i + std::countr_zero(bits);
+          }
+        }
+        count += set;
+      }
+      return count;
+    }
+
+    // Below every score; of what is behind the last token.
+    static constexpr std::int16_t kNoScore = -16384;
+
+    const SignatureSampler& sampler_;
+    const DrawInput<Source, Signatures<Rotation>>& input_;
+    Scratch& scratch_;
+    SignatureQueries queries_;
+    int blocks_;
+    int pilots_;
+    Selection selection_;
+    ScoreRule rule_;
+    std::size_t count_ = 0;
+  };
+
+  SignatureSamplerConfig config_;
+  int padded_;
+  int bits_;
+  std::int16_t longest_ = 255;
+  std::array<float, 257> log_pi_{};  // of gaps from -1 on
+};
+
+}  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,0 +1,816 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every model of SignatureOps must do: the very bits of ScalarSignatureOps, which is held
+// against plain formulas here.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "backends.hpp"
+#include "guarded.hpp"
+#include "magicpig/cpu/scalar_signatures.hpp"
+#include "random.hpp"
+#include "row_batch.hpp"
+
+namespace {
+
+using namespace magicpig;
+using namespace magicpig::test;
+
+constexpr int kLowest = -32768 + 256;
+constexpr int kHighest = 16384 + 4096;
+constexpr std::int16_t kUntouched = 12345;
+
+// An array for reading whose first or last byte lies at a page that must not be touched, or which
+// begins `shift` elements behind an aligned address.
+template <class T>
+class Placed {
+ public:
+  Placed(const std::vector<T>& content, int shift, Guard guard)
+      : array_(content.size() + static_cast<std::size_t>(shift), guard), shift_(shift) {
+    if (!content.empty()) std::memcpy(data(), content.data(), content.size() * sizeof(T));
+  }
+  [[nodiscard]] T* data() { return array_.data() + shift_; }
+
+ private:
+  GuardedArray<T> array_;
+  int shift_;
+};
+
+template <class T>
+std::vector<T> copy(const T* from, std::size_t count) {
+  return std::vector<T>(from, from + count);
+}
+
+// How partial sums are made; those of any eight rows come to 255 at most in all of them.
+enum class SumKind { kAnything, kOneRowOf255, kEight255, kConstant255, kZero };
+constexpr int kSumKinds = 5;
+enum class FactorKind { kUsual, kAnything, kZero, kTiny, kLargest, kNoScale, kBeyondLargest };
+constexpr int kFactorKinds = 7;
+
+struct CodesConfig {
+  int rows = 2;
+  int group = 1;
+  int blocks = 1;
+  bool norms = false;
+  SumKind sums = SumKind::kAnything;
+  FactorKind factors = FactorKind::kUsual;
+};
+
+// Everything that score_codes() reads.
+struct Codes {
+  Codes(const CodesConfig& c, Random& random) : config(c) {
+    const auto tokens = static_cast<std::size_t>(c.blocks) * kSignatureBlock;
+    make_codes(random);
+    make_factors(random);
+    for (std::size_t i = 0; c.norms && i < tokens; ++i) {
+      const int kind = random.below(8);
+      const int limit = kind == 0 ? -8192 : kind == 1 ? 8192 : random.between(-8192, 8192);
+      norms.push_back(static_cast<std::int16_t>(limit));
+    }
+    sums.resize(static_cast<std::size_t>(c.rows * c.group * 16));
+    for (int g = 0; g < c.group; ++g) {
+      make_sums(g, random);
+      make_middle(g, random);
+      const int kind = random.below(6);
+      const int multiplier = kind == 0   ? 8192
+                             : kind == 1 ? -8192
+                             : kind == 2 ? random.between(-3, 3)
+                                         : random.between(-8192, 8192);
+      multipliers.push_back(static_cast<std::int16_t>(multiplier));
+    }
+  }
+
+  [[nodiscard]] std::uint8_t& sum(int row, int g, int bits) {
+    return sums[static_cast<std::size_t>((row * config.group + g) * 16 + bits)];
+  }
+
+  CodesConfig config;
+  std::vector<std::uint8_t> codes;
+  std::vector<bf16> factors;
+  std::vector<std::int16_t> norms;
+  float factor_scale = 0.0F;
+  std::vector<std::uint8_t> sums;
+  std::vector<std::int16_t> middles;
+  std::vector<std::int16_t> units;
+  std::vector<std::int16_t> multipliers;
+
+ private:
+  // Some rows are all of one code.
+  void make_codes(Random& random) {
+    for (int row = 0; row < config.blocks * config.rows; ++row) {
+      const int kind = random.below(8);
+      const int bits = random.below(256);
+      for (int i = 0; i < 64; ++i) {
+        const int byte = kind == 0 ? bits : kind == 1 ? 255 : kind == 2 ? 0 : random.below(256);
+        codes.push_back(static_cast<std::uint8_t>(byte));
+      }
+    }
+  }
+
+  void make_factors(Random& random) {
+    float largest = 0.0F;
+    for (int i = 0; i < config.blocks * kSignatureBlock; ++i) {
+      std::uint16_t bits = static_cast<std::uint16_t>(0x3f00 + random.below(0x180));  // .5 to 4
+      if (random.below(16) == 0) bits = 0;
+      switch (config.factors) {
+        case FactorKind::kAnything:  // finite: up to 0x7f7f
+          bits = static_cast<std::uint16_t>(random.below(0x7f80));
+          break;
+        case FactorKind::kZero:
+          bits = 0;
+          break;
+        case FactorKind::kTiny:  // subnormal ones too
+          bits = static_cast<std::uint16_t>(random.below(0x180));
+          break;
+        case FactorKind::kLargest:
+          bits = random.below(2) == 0 ? 0x7f7f : 0x7f00;
+          break;
+        default:
+          break;
+      }
+      factors.push_back(bf16{bits});
+      largest = std::max(largest, to_float(factors.back()));
+    }
+    factor_scale = largest > 0.0F ? std::min(32767.0F / largest, 3e38F) : 0.0F;
+    if (config.factors == FactorKind::kNoScale) factor_scale = 0.0F;
+    // The largest float: what is cut off behind the last token may have any factor.
+    if (config.factors == FactorKind::kBeyondLargest) {
+      factor_scale = random.below(2) == 0 ? std::numeric_limits<float>::max() : 3.0F * factor_scale;
+    }
+  }
+
+  void make_sums(int g, Random& random) {
+    for (int first = 0; first < config.rows; first += 8) {
+      const int count = std::min(8, config.rows - first);
+      int left = 255;
+      const int chosen = random.below(count);
+      for (int i = 0; i < count; ++i) {
+        int most = 255 / count;
+        if (config.sums == SumKind::kAnything) most = random.below(left + 1);
+        if (config.sums == SumKind::kOneRowOf255) most = i == chosen ? 255 : 0;
+        if (config.sums == SumKind::kEight255 && i + 1 == count) most = left;
+        if (config.sums == SumKind::kConstant255 && i + 1 == count) most = left;
+        if (config.sums == SumKind::kZero) most = 0;
+        left -= most;
+        const int highest = random.below(16);
+        for (int bits = 0; bits < 16; ++bits) {
+          const bool full = config.sums == SumKind::kConstant255 || bits == highest;
+          sum(first + i, g, bits) = static_cast<std::uint8_t>(full ? most : random.below(most + 1));
+        }
+      }
+    }
+  }
+
+  // |sum - middle| * unit < 2^15 for all sums that there may be.
+  void make_middle(int g, Random& random) {
+    int least = 0;
+    int most = 0;
+    for (int row = 0; row < config.rows; ++row) {
+      const std::uint8_t* first = &sum(row, g, 0);
+      least += *std::min_element(first, first + 16);
+      most += *std::max_element(first, first + 16);
+    }
+    const int kind = random.below(6);
+    int middle = (least + most) / 2;
+    if (kind == 0) middle = least;
+    if (kind == 1) middle = most;
+    if (kind == 2) middle = 0;
+    if (kind == 3) middle = std::min(32767, least + 32767);
+    if (kind == 4) middle = random.between(least, most);
+    const int furthest = std::max({1, most - middle, middle - least});
+    const int unit = random.below(2) == 0 ? 32767 / furthest : random.between(1, 32767 / furthest);
+    middles.push_back(static_cast<std::int16_t>(middle));
+    units.push_back(static_cast<std::int16_t>(unit));
+  }
+};
+
+// Where the arrays of one call lie.
+struct Lie {
+  int shift = 0;  ///< elements
+  Guard guard = Guard::kBehind;
+};
+
+// The scores, [group, stride], with what was not written between and behind them.
+template <class Ops>
+std::vector<std::int16_t> scores_of(const Codes& c, const Lie& lie, int gap) {
+  const int n = c.config.blocks * kSignatureBlock;
+  const std::int64_t stride = n + gap;
+  Placed<std::uint8_t> codes(c.codes, lie.shift, lie.guard);
+  Placed<bf16> factors(c.factors, lie.shift, lie.guard);
+  Placed<std::int16_t> norms(c.norms, lie.shift, lie.guard);
+  Placed<std::uint8_t> sums(c.sums, lie.shift, lie.guard);
+  Placed<std::int16_t> middles(c.middles, lie.shift, lie.guard);
+  Placed<std::int16_t> units(c.units, lie.shift, lie.guard);
+  Placed<std::int16_t> multipliers(c.multipliers, lie.shift, lie.guard);
+  const std::vector<std::int16_t> untouched(
+      static_cast<std::size_t>(stride * (c.config.group - 1) + n), kUntouched);
+  Placed<std::int16_t> scores(untouched, lie.shift, lie.guard);
+  CodeBlocks blocks{.codes = codes.data(),
+                    .factors = factors.data(),
+                    .norms = c.config.norms ? norms.data() : nullptr,
+                    .blocks = c.config.blocks,
+                    .rows = c.config.rows,
+                    .factor_scale = c.factor_scale};
+  // Those wanted soon make no difference: fewer than these, or none.
+  CodeBlocks next = blocks;
+  next.blocks = c.config.blocks / 2;
+  const CodeBlocks none;
+  blocks.next = gap % 3 == 0 ? nullptr : gap % 3 == 1 ? &next : &none;
+  Ops::score_codes(blocks,
+                   {.sums = sums.data(),
+                    .middles = middles.data(),
+                    .units = units.data(),
+                    .multipliers = multipliers.data(),
+                    .group = c.config.group},
+                   {.data = scores.data(), .stride = stride});
+  return copy(scores.data(), untouched.size());
+}
+
+constexpr int kRows[] = {2, 4, 6, 8, 10, 32, 64, 96, 128, 258};
+constexpr int kGroups[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 32};
+
+// body(config) for rows and groups of all sizes, with everything else changing beside them.
+template <class Body>
+void for_each_config(const Body& body) {
+  int number = 0;
+  for (const int rows : kRows) {
+    for (const int group : kGroups) {
+      for (int repetition = 0; repetition < 3; ++repetition) {
+        const int blocks = rows * group <= 128 ? 1 + number % 9 : 1 + number % 2;
+        body(CodesConfig{.rows = rows,
+                         .group = group,
+                         .blocks = blocks,
+                         .norms = number % 2 == 1,
+                         .sums = static_cast<SumKind>(number / 2 % kSumKinds),
+                         .factors = static_cast<FactorKind>(number / 3 % kFactorKinds)});
+        ++number;
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("score_codes gives the oracle's bits and leaves what is between its rows", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 401;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_config([&](const CodesConfig& config) {
+    CAPTURE(config.rows);
+    CAPTURE(config.group);
+    CAPTURE(config.blocks);
+    CAPTURE(config.norms);
+    CAPTURE(static_cast<int>(config.sums));
+    CAPTURE(static_cast<int>(config.factors));
+    const Codes codes(config, random);
+    const int gap = random.below(2) * random.below(70);
+    CHECK(scores_of<Ops>(codes, {}, gap) == scores_of<ScalarSignatureOps>(codes, {}, gap));
+  });
+}
+
+TEST_CASE_TEMPLATE("score_codes takes few rows and groups of every size by any number of blocks",
+                   Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 402;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (int blocks = 1; blocks <= 9; ++blocks) {
+    for (int group = 1; group <= 9; ++group) {
+      for (const int rows : {2, 8, 14, 16, 18}) {
+        CAPTURE(blocks);
+        CAPTURE(group);
+        CAPTURE(rows);
+        const Codes codes({.rows = rows,
+                           .group = group,
+                           .blocks = blocks,
+                           .norms = random.below(2) == 0,
+                           .sums = static_cast<SumKind>(random.below(kSumKinds)),
+                           .factors = static_cast<FactorKind>(random.below(kFactorKinds))},
+                          random);
+        CHECK(scores_of<Ops>(codes, {}, 1) == scores_of<ScalarSignatureOps>(codes, {}, 1));
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("score_codes stays within its arrays and takes any alignment", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 403;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int rows : {2, 6, 8, 10, 32}) {
+    for (const int group : {1, 2, 3, 4, 5, 8, 9}) {
+      for (const int blocks : {1, 2, 3}) {
+        CAPTURE(rows);
+        CAPTURE(group);
+        CAPTURE(blocks);
+        const Codes codes({.rows = rows, .group = group, .blocks = blocks, .norms = blocks != 2},
+                          random);
+        const auto expected = scores_of<ScalarSignatureOps>(codes, {}, 0);
+        for (const Guard guard : {Guard::kBefore, Guard::kBehind}) {
+          CHECK(scores_of<Ops>(codes, {.guard = guard}, 0) == expected);
+        }
+        for (const int shift : {1, 3, 7}) {
+          CHECK(scores_of<Ops>(codes, {.shift = shift, .guard = Guard::kBefore}, 0) == expected);
+        }
+      }
+    }
+  }
+}
+
+constexpr int kCounts[] = {128, 256, 384, 512, 640, 1024, 1152};
+
+std::int16_t random_score(Random& random) {
+  const int kind = random.below(12);
+  if (kind == 0) return kLowest;
+  if (kind == 1) return kHighest;
+  if (kind == 2) return static_cast<std::int16_t>(random.between(-2, 2));
+  return static_cast<std::int16_t>(random.between(kLowest, kHighest));
+}
+
+std::vector<std::int16_t> random_scores(int n, Random& random) {
+  std::vector<std::int16_t> scores;
+  for (int i = 0; i < n; ++i) scores.push_back(random_score(random));
+  return scores;
+}
+
+// Rows of scores, [group, n + gap], with an offset for each.
+struct Addends {
+  int n = 0;
+  int gap = 0;
+  std::vector<std::int16_t> scores;
+  std::vector<std::int16_t> offsets;
+};
+
+// Scores, and scores less their offset, lie in the range. Most of the latter are near the first
+// row's, to which end the differences run through [-60, 60]; some are as far apart as can be.
+Addends make_addends(int n, int group, Random& random) {
+  constexpr int kOffsets[] = {0, 1, -1, 16, -10240, 10448, 20000, -20000, 32767, -32768};
+  Addends a;
+  a.n = n;
+  a.gap = random.below(2) * random.below(70);
+  std::vector<int> first;
+  for (int g = 0; g < group; ++g) {
+    const int kind = random.below(20);
+    const int offset = kind < 10 ? kOffsets[kind] : random.between(-10448, 10448);
+    a.offsets.push_back(static_cast<std::int16_t>(offset));
+    const int least = std::max(kLowest, kLowest + offset);
+    const int most = std::min(kHighest, kHighest + offset);
+    for (int i = 0; i < n; ++i) {
+      const int place = random.below(10);
+      int score = random.between(least, most);
+      if (place == 0) score = least;
+      if (place == 1) score = most;
+      if (g == 0) first.push_back(score - offset);
+      const int near = first[static_cast<std::size_t>(i)] + offset + i % 121 - 60;
+      if (g > 0 && place > 3) score = std::clamp(near, least, most);
+      a.scores.push_back(static_cast<std::int16_t>(score));
+    }
+    a.scores.resize(a.scores.size() + static_cast<std::size_t>(g + 1 < group ? a.gap : 0));
+  }
+  return a;
+}
+
+template <class Ops>
+std::vector<std::int16_t> sum_of(const Addends& a, const Lie& lie = {}) {
+  Placed<std::int16_t> scores(a.scores, lie.shift, lie.guard);
+  Placed<std::int16_t> offsets(a.offsets, lie.shift, lie.guard);
+  const std::vector<std::int16_t> untouched(static_cast<std::size_t>(a.n), kUntouched);
+  Placed<std::int16_t> to(untouched, lie.shift, lie.guard);
+  Ops::combine_scores({.data = scores.data(), .stride = a.n + a.gap}, a.n,
+                      static_cast<int>(a.offsets.size()), offsets.data(), to.data());
+  return copy(to.data(), untouched.size());
+}
+
+TEST_CASE_TEMPLATE("combine_scores gives the oracle's bits over the range of scores and offsets",
+                   Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 404;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int group : kGroups) {
+    for (const int n : kCounts) {
+      CAPTURE(group);
+      CAPTURE(n);
+      const Addends a = make_addends(n, group, random);
+      const auto expected = sum_of<ScalarSignatureOps>(a);
+      CHECK(sum_of<Ops>(a) == expected);
+      for (const int shift : {0, 1, 5}) {
+        CHECK(sum_of<Ops>(a, {.shift = shift, .guard = Guard::kBefore}) == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("largest_score finds the largest in any place", Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 405;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int n : kCounts) {
+    CAPTURE(n);
+    std::vector<std::int16_t> content(static_cast<std::size_t>(n), kLowest);
+    Placed<std::int16_t> scores(content, 0, Guard::kBehind);
+    CHECK(Ops::largest_score(scores.data(), n) == kLowest);
+    int wrong = 0;
+    for (int i = 0; i < n; ++i) {
+      for (const std::int16_t largest : {std::int16_t{kLowest + 1}, std::int16_t{kHighest}}) {
+        scores.data()[i] = largest;
+        wrong += Ops::largest_score(scores.data(), n) != largest;
+      }
+      scores.data()[i] = kLowest;
+    }
+    CHECK(wrong == 0);
+    for (const int shift : {0, 1, 5}) {
+      const auto random_content = random_scores(n, random);
+      Placed<std::int16_t> shifted(random_content, shift, Guard::kBefore);
+      CHECK(Ops::largest_score(shifted.data(), n) ==
+            *std::max_element(random_content.begin(), random_content.end()));
+    }
+  }
+}
+
+constexpr int kTaus[] = {-32767, -32700, -32512, -20000, -1000, -1,    0,
+                         1,      340,    5000,   16000,  20479, 20480, 20737};
+constexpr int kLongest[] = {-1, 0, 1, 15, 16, 17, 100, 254, 255};
+
+// body(rule) for every tau and longest.
+template <class Body>
+void for_each_rule(const Body& body) {
+  for (const int tau : kTaus) {
+    for (const int longest : kLongest) {
+      CAPTURE(tau);
+      CAPTURE(longest);
+      body(ScoreRule{.tau = static_cast<std::int16_t>(tau),
+                     .longest = static_cast<std::int16_t>(longest)});
+    }
+  }
+}
+
+// Most of them within 270 below tau and 10 above it.
+std::vector<std::int16_t> scores_around(const ScoreRule& rule, int n, Random& random) {
+  std::vector<std::int16_t> scores = random_scores(n, random);
+  for (std::int16_t& score : scores) {
+    if (random.below(4) == 0) continue;
+    score = static_cast<std::int16_t>(
+        std::clamp(rule.tau + random.between(-270, 10), kLowest, kHighest));
+  }
+  return scores;
+}
+
+TEST_CASE_TEMPLATE("expected gives the oracle's number for every rule", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 406;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_rule([&](const ScoreRule& rule) {
+    for (const int n : {128, 384, 1152}) {
+      CAPTURE(n);
+      const int shift = random.below(4);
+      Placed<std::int16_t> scores(scores_around(rule, n, random), shift,
+                                  shift == 0 ? Guard::kBehind : Guard::kBefore);
+      CHECK(Ops::expected(scores.data(), n, rule) ==
+            ScalarSignatureOps::expected(scores.data(), n, rule));
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("expected gives every gap its units", Ops, MAGICPIG_TEST_BACKENDS) {
+  for (const int tau : {-32000, 0, 20480}) {
+    const ScoreRule rule{.tau = static_cast<std::int16_t>(tau), .longest = 255};
+    for (int gap = -3; gap < 300; ++gap) {
+      const int score = tau - 1 - gap;
+      if (score < kLowest || score > kHighest) continue;
+      CAPTURE(tau);
+      CAPTURE(gap);
+      const std::vector<std::int16_t> scores(128, static_cast<std::int16_t>(score));
+      CHECK(Ops::expected(scores.data(), 128, rule) ==
+            std::uint64_t{128} * ScoreRule::units(std::clamp(gap, -1, 255)));
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("expected adds up more than 32 bits hold", Ops, MAGICPIG_TEST_BACKENDS) {
+  const int n = 3 << 16;
+  const std::vector<std::int16_t> scores(static_cast<std::size_t>(n), 5);
+  const auto tokens = static_cast<std::uint64_t>(n);
+  CHECK(Ops::expected(scores.data(), n, {.tau = 5}) == tokens << 16);
+  CHECK(Ops::expected(scores.data(), n, {.tau = 6}) == tokens * (31 << 11));
+}
+
+// What a draw leaves: its bits, and the tracks after it.
+struct Left {
+  std::vector<std::uint64_t> drawn;
+  std::vector<std::uint16_t> tracks;
+
+  bool operator==(const Left&) const = default;
+};
+
+// One draw; what `drawn` held before must not matter.
+template <class Ops>
+Left systematic(const std::vector<std::int16_t>& content, const ScoreRule& rule,
+                const std::vector<std::uint16_t>& start, const Lie& lie = {}) {
+  Placed<std::int16_t> scores(content, lie.shift, lie.guard);
+  Placed<std::uint16_t> tracks(start, lie.shift, lie.guard);
+  Placed<std::uint64_t> drawn(std::vector<std::uint64_t>(content.size() / 64, 0xa5a55a5aa5a55a5aU),
+                              lie.shift, lie.guard);
+  Ops::draw_systematic(scores.data(), static_cast<int>(content.size()), rule, tracks.data(),
+                       drawn.data());
+  return {.drawn = copy(drawn.data(), content.size() / 64), .tracks = copy(tracks.data(), 8)};
+}
+
+std::vector<std::uint16_t> random_tracks(Random& random) {
+  std::vector<std::uint16_t> tracks;
+  for (int i = 0; i < kSystematicTracks; ++i) {
+    const int kind = random.below(6);
+    const int start = kind == 0 ? 0 : kind == 1 ? 65535 : random.below(65536);
+    tracks.push_back(static_cast<std::uint16_t>(start));
+  }
+  return tracks;
+}
+
+TEST_CASE_TEMPLATE("draw_systematic gives the oracle's bits and tracks for every rule", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 407;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_rule([&](const ScoreRule& rule) {
+    for (const int n : {128, 384, 1152}) {
+      CAPTURE(n);
+      const auto scores = scores_around(rule, n, random);
+      const auto tracks = random_tracks(random);
+      const int shift = random.below(4);
+      const Lie lie{.shift = shift, .guard = shift == 0 ? Guard::kBehind : Guard::kBefore};
+      CHECK(systematic<Ops>(scores, rule, tracks, lie) ==
+            systematic<ScalarSignatureOps>(scores, rule, tracks));
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("draw_systematic carries its tracks from call to call", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 408;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  const ScoreRule rule{.tau = 100, .longest = 255};
+  for (int chain = 0; chain < 20; ++chain) {
+    std::vector<std::int16_t> all;
+    const auto start = random_tracks(random);
+    Left in_parts{.drawn = {}, .tracks = start};
+    for (int call = 0; call < 6; ++call) {
+      const auto scores = scores_around(rule, 128 * random.between(1, 5), random);
+      const Left left = systematic<Ops>(scores, rule, in_parts.tracks);
+      in_parts.drawn.insert(in_parts.drawn.end(), left.drawn.begin(), left.drawn.end());
+      in_parts.tracks = left.tracks;
+      all.insert(all.end(), scores.begin(), scores.end());
+    }
+    CHECK(in_parts == systematic<ScalarSignatureOps>(all, rule, start));
+    CHECK(in_parts == systematic<Ops>(all, rule, start));
+  }
+}
+
+template <class Ops>
+std::vector<std::uint64_t> poisson(const std::vector<std::int16_t>& content, const ScoreRule& rule,
+                                   const std::vector<std::uint16_t>& numbers, const Lie& lie = {}) {
+  Placed<std::int16_t> scores(content, lie.shift, lie.guard);
+  Placed<std::uint16_t> noise(numbers, lie.shift, lie.guard);
+  Placed<std::uint64_t> drawn(std::vector<std::uint64_t>(content.size() / 64, 0xa5a55a5aa5a55a5aU),
+                              lie.shift, lie.guard);
+  Ops::draw_poisson(scores.data(), static_cast<int>(content.size()), rule, noise.data(),
+                    drawn.data());
+  return copy(drawn.data(), content.size() / 64);
+}
+
+TEST_CASE_TEMPLATE("draw_poisson gives the oracle's bits for every rule", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 409;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_rule([&](const ScoreRule& rule) {
+    for (const int n : {128, 384, 1152}) {
+      CAPTURE(n);
+      const auto scores = scores_around(rule, n, random);
+      std::vector<std::uint16_t> noise;
+      for (const std::int16_t score : scores) {
+        // Half of them at the border.
+        const auto units = static_cast<int>(ScoreRule::units(rule.gap(score)));
+        const int kind = random.below(8);
+        int number = random.below(65536);
+        if (kind < 3) number = std::clamp(units + kind - 1, 0, 65535);
+        if (kind == 3) number = 0;
+        if (kind == 4) number = 65535;
+        noise.push_back(static_cast<std::uint16_t>(number));
+      }
+      const int shift = random.below(4);
+      const Lie lie{.shift = shift, .guard = shift == 0 ? Guard::kBehind : Guard::kBefore};
+      CHECK(poisson<Ops>(scores, rule, noise, lie) ==
+            poisson<ScalarSignatureOps>(scores, rule, noise));
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("draws take what is certain whatever the noise, and only by its units the rest",
+                   Ops, MAGICPIG_TEST_BACKENDS) {
+  const ScoreRule rule{.tau = 10, .longest = 255};
+  for (int gap = -2; gap <= 256; ++gap) {
+    CAPTURE(gap);
+    const std::vector<std::int16_t> scores(128, static_cast<std::int16_t>(9 - gap));
+    const std::uint32_t units = ScoreRule::units(std::clamp(gap, -1, 255));
+    const auto drawn = [&](std::uint32_t noise) {
+      const auto number = static_cast<std::uint16_t>(noise);
+      const auto bits = poisson<Ops>(scores, rule, std::vector<std::uint16_t>(128, number));
+      REQUIRE(bits[0] == bits[1]);
+      REQUIRE((bits[0] == 0 || bits[0] == ~std::uint64_t{0}));
+      return bits[0] != 0;
+    };
+    CHECK(drawn(0));
+    CHECK(drawn(units - 1));
+    if (gap >= 0) CHECK_FALSE(drawn(units));
+    CHECK(drawn(65535) == (gap < 0));
+    // 16 tokens of each track, from 0 and from the end of its range.
+    for (const std::uint16_t start : {std::uint16_t{0}, std::uint16_t{65535}}) {
+      const Left left = systematic<Ops>(scores, rule, std::vector<std::uint16_t>(8, start));
+      const std::uint32_t sum = gap < 0 ? 0 : 16 * units;
+      const std::uint32_t expected = gap < 0 ? 16 : (start + sum) >> 16;
+      CHECK(std::popcount(left.drawn[0]) + std::popcount(left.drawn[1]) ==
+            static_cast<int>(8 * expected));
+      CHECK(left.tracks == std::vector<std::uint16_t>(8, static_cast<std::uint16_t>(start + sum)));
+    }
+  }
+}
+
+// From here on the oracle itself, by formulas that share nothing with it.
+
+// (a b + 2^14) >> 15: to the nearest, halves up.
+double rounded_product(double a, double b) { return std::floor((a * b + 16384.0) / 32768.0); }
+
+// The layout as it is told: 32 tokens after 32 in even and odd bytes, lower halves before upper.
+int bits_of(const Codes& c, int block, int row, int token) {
+  const int byte = 2 * (token % 32) + (token % 64 < 32 ? 0 : 1);
+  const int both = c.codes[static_cast<std::size_t>((block * c.config.rows + row) * 64 + byte)];
+  return token < 64 ? both % 16 : both / 16;
+}
+
+TEST_CASE("the oracle's score_codes is the formula that SignatureOps states") {
+  constexpr std::uint64_t kSeed = 410;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  Worst worst;
+  for_each_config([&](CodesConfig config) {
+    if (config.rows * config.group > 300) return;
+    Codes c(config, random);
+    const auto scores = scores_of<ScalarSignatureOps>(c, {}, 0);
+    for (int g = 0; g < config.group; ++g) {
+      const auto head = static_cast<std::size_t>(g);
+      for (int i = 0; i < config.blocks * kSignatureBlock; ++i) {
+        const auto token = static_cast<std::size_t>(i);
+        double sum = -c.middles[head];
+        for (int row = 0; row < config.rows; ++row) {
+          sum += c.sum(row, g, bits_of(c, i / kSignatureBlock, row, i % kSignatureBlock));
+        }
+        // A product of 8 and 24 bits is exact in double and so rounds to float but once.
+        const double exact = wide(to_float(c.factors[token])) * wide(c.factor_scale);
+        const double share = exact < 32767.0
+                                 ? std::min(32767.0, std::floor(wide(static_cast<float>(exact))))
+                                 : 32767.0;
+        REQUIRE(std::abs(sum * c.units[head]) < 32768.0);
+        const double score =
+            rounded_product(rounded_product(sum * c.units[head], share), c.multipliers[head]) +
+            (config.norms ? c.norms[token] : 0);
+        const auto at = static_cast<std::size_t>(g * config.blocks * kSignatureBlock + i);
+        worst.add(scores[at], score, 0.5);
+        REQUIRE(std::abs(score) <= 16384.0);
+      }
+    }
+  });
+  CHECK(worst.ratio() == 0.0);
+}
+
+TEST_CASE("units fall from 1 to 2^-16 by a sixteenth of a power of 2 at a time") {
+  CHECK(ScoreRule::units(-1) == 65536);
+  CHECK(ScoreRule::units(-1) == ScoreRule::kCertain);
+  CHECK(ScoreRule::units(0) == 31 << 11);
+  CHECK(ScoreRule::units(255) == 1);
+  for (int gap = 0; gap <= 255; ++gap) {
+    CAPTURE(gap);
+    CHECK(ScoreRule::units(gap) <= ScoreRule::units(gap - 1));
+    CHECK(ScoreRule::units(gap) >= 1);
+    // Linear between powers of 2, by 6.2 % above them at most, then rounded down.
+    const double exact = 65536.0 * std::exp2(-(gap + 1) / 16.0);
+    CHECK(ScoreRule::units(gap) <= 1.07 * exact);
+    CHECK(ScoreRule::units(gap) > 0.999 * exact - 1.0);
+  }
+}
+
+TEST_CASE("gaps count from below tau, from -1 for what is certain to the longest") {
+  for_each_rule([&](const ScoreRule& rule) {
+    int wrong = 0;
+    for (int score = kLowest; score <= kHighest; score += score % 7 == 0 ? 3 : 1) {
+      int expected = -1;
+      if (score < rule.tau) expected = std::min<int>(rule.longest, rule.tau - score - 1);
+      wrong += rule.gap(static_cast<std::int16_t>(score)) != expected;
+    }
+    CHECK(wrong == 0);
+  });
+}
+
+TEST_CASE(
+    "the oracle's combine_scores is within an eighth of an octave of the logarithm of a sum of "
+    "two") {
+  std::vector<std::int16_t> scores;
+  for (int difference = -1024; difference < 1024; ++difference) {
+    scores.push_back(static_cast<std::int16_t>(3 * difference + 7));
+  }
+  for (int difference = -1024; difference < 1024; ++difference) {
+    scores.push_back(static_cast<std::int16_t>(2 * difference + 50));
+  }
+  const std::int16_t offsets[] = {7, 50};
+  std::vector<std::int16_t> sums(2048);
+  ScalarSignatureOps::combine_scores({.data = scores.data(), .stride = 2048}, 2048, 2, offsets,
+                                     sums.data());
+  double worst = 0.0;
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const double a = scores[i] - 7.0;
+    const double b = scores[2048 + i] - 50.0;
+    const double exact =
+        std::max(a, b) + 16.0 * std::log2(1.0 + std::exp2(-std::abs(a - b) / 16.0));
+    worst = std::max(worst, std::abs(sums[i] - exact));
+  }
+  CHECK(worst <= 2.0);
+}
+
+TEST_CASE(
+    "the oracle's combine_scores adds up row by row by the formula that SignatureOps states") {
+  constexpr std::uint64_t kSeed = 413;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int group : kGroups) {
+    CAPTURE(group);
+    const Addends a = make_addends(384, group, random);
+    const auto sums = sum_of<ScalarSignatureOps>(a);
+    int wrong = 0;
+    for (int i = 0; i < a.n; ++i) {
+      double sum = 0.0;
+      for (int g = 0; g < group; ++g) {
+        const double score = a.scores[static_cast<std::size_t>(g * (a.n + a.gap) + i)] -
+                             static_cast<double>(a.offsets[static_cast<std::size_t>(g)]);
+        const double near = std::max(0.0, 59.0 - std::abs(sum - score));
+        sum = g == 0 ? score : std::max(sum, score) + std::floor(near / 4.0);
+      }
+      wrong += sums[static_cast<std::size_t>(i)] != sum;
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("the oracle's expected adds up what is certain and the units of the rest") {
+  constexpr std::uint64_t kSeed = 411;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_rule([&](const ScoreRule& rule) {
+    const auto scores = scores_around(rule, 1152, random);
+    double least = 0.0;
+    double most = 0.0;
+    for (const std::int16_t score : scores) {
+      const double gap = rule.tau - 1.0 - score;
+      const double gaps = std::min<double>(rule.longest, gap);
+      const double exact = gap < 0.0 ? 65536.0 : 65536.0 * std::exp2(-(gaps + 1.0) / 16.0);
+      least += 0.999 * exact - 1.0;
+      most += 1.07 * exact;
+    }
+    const auto expected =
+        static_cast<double>(ScalarSignatureOps::expected(scores.data(), 1152, rule));
+    CHECK(expected > least);
+    CHECK(expected < most);
+  });
+}
+
+TEST_CASE("the oracle's draw_systematic takes the tokens at which a sum passes a whole number") {
+  constexpr std::uint64_t kSeed = 412;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_rule([&](const ScoreRule& rule) {
+    const auto scores = scores_around(rule, 640, random);
+    const auto start = random_tracks(random);
+    const Left left = systematic<ScalarSignatureOps>(scores, rule, start);
+    int wrong = 0;
+    for (std::size_t track = 0; track < 8; ++track) {
+      std::int64_t sum = start[track];  // never cut to 16 bits
+      for (std::size_t i = track; i < scores.size(); i += 8) {
+        const bool certain = rule.longest < 0 || scores[i] >= rule.tau;
+        const std::int64_t before = sum / 65536;
+        if (!certain) sum += ScoreRule::units(rule.gap(scores[i]));
+        const bool drawn = ((left.drawn[i / 64] >> (i % 64)) & 1) != 0;
+        wrong += drawn != (certain || sum / 65536 > before);
+      }
+      wrong += left.tracks[track] != sum % 65536;
+    }
+    CHECK(wrong == 0);
+  });
+}
+
+}  // namespace
