@@ -392,8 +392,25 @@ class HighwaySignatureOps {
     const ShortVector zero = hn::Zero(d);
     const WordVector steps = hn::BitCast(du, hn::Max(gap, zero));
     const WordVector mantissa = hn::Xor(hn::And(steps, hn::Set(du, 15)), hn::Set(du, 31));
-    const WordVector units = hn::Shr(hn::ShiftLeft<11>(mantissa), hn::ShiftRight<4>(steps));
+    const WordVector units = shift_right(hn::ShiftLeft<11>(mantissa), hn::ShiftRight<4>(steps));
     return hn::IfThenZeroElse(hn::RebindMask(du, hn::Lt(gap, zero)), units);
+  }
+
+  // v >> bits, bits below 16.
+  HWY_INLINE static WordVector shift_right(WordVector v, WordVector bits) {
+#if HWY_TARGET == HWY_SSSE3
+    // Highway 1.0.3 takes an instruction of SSE4.1 for this.
+    const Words d;
+    const auto halve = [=](WordVector x, WordVector shifted, std::uint16_t bit) HWY_ATTR {
+      return hn::IfThenElse(hn::TestBit(bits, hn::Set(d, bit)), shifted, x);
+    };
+    v = halve(v, hn::ShiftRight<8>(v), 8);
+    v = halve(v, hn::ShiftRight<4>(v), 4);
+    v = halve(v, hn::ShiftRight<2>(v), 2);
+    return halve(v, hn::ShiftRight<1>(v), 1);
+#else
+    return hn::Shr(v, bits);
+#endif
   }
 
   HWY_INLINE static void take_units(const std::int16_t* scores, const ScoreRule& rule,
