@@ -39,11 +39,12 @@ void add_settings(const char* name, std::span<const int> all_bits, std::span<con
 
 }  // namespace
 
-// Codes of 1 to 4 bits per dimension at every budget; independent draws for comparison.
+// Codes of 1 to 4 bits per dimension at every budget; independent draws and TopK for comparison.
 std::vector<Setting> signature_settings(std::span<const double> rows) {
   std::vector<Setting> settings;
   add_settings<Systematic>("", std::array{1, 2, 3, 4}, rows, settings);
   add_settings<Poisson>("poisson ", std::array{2}, rows, settings);
+  add_settings<TopScores>("topk ", std::array{2}, rows, settings);
   return settings;
 }
 

@@ -8,9 +8,9 @@
 //               hash/hadamard.hpp, haar.hpp                        random rotations
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
 //               index/signatures.hpp                               or as codes in a random rotation
-//   candidates  sample/collision.hpp, poisson.hpp                  tokens with their probabilities
-//               sample/uniform.hpp, defensive.hpp                  without hashes, and both
-//               together
+//   candidates  sample/collision.hpp                               tokens with their probabilities
+//               sample/systematic.hpp, poisson.hpp, top_scores.hpp
+//               sample/uniform.hpp, defensive.hpp                  without hashes, with both
 //   weights     estimate/estimator.hpp                             what a drawn token counts
 //   attend      cpu/attend.hpp, attend_totals.hpp                  one softmax over all of them
 //   tasks       decode_layout.hpp                                  parts for several workers
@@ -48,6 +48,7 @@
 #include "magicpig/sample/poisson.hpp"
 #include "magicpig/sample/sampler.hpp"
 #include "magicpig/sample/systematic.hpp"
+#include "magicpig/sample/top_scores.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"
 

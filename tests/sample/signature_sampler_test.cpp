@@ -78,7 +78,7 @@ struct Setting {
 };
 
 // Takes every token, so that a draw shows the probabilities of all.
-struct EveryToken {
+struct EveryToken : UnbiasedSelection {
   template <class Input>
   explicit EveryToken(const Input&) {}
 
@@ -89,7 +89,7 @@ struct EveryToken {
 };
 
 // Systematic, with the same start in every step: what it must not be.
-class SameStart {
+class SameStart : public UnbiasedSelection {
  public:
   template <class Input>
   explicit SameStart(const Input&) {}
@@ -572,6 +572,40 @@ TEST_CASE_TEMPLATE("SignatureSampler.draws_the_same_on_every_backend", Sampler,
                 all.log_pi);
         });
       }
+    }
+  }
+}
+
+TEST_CASE("TopScores.takes_the_tokens_of_the_largest_probabilities_and_no_others") {
+  static_assert(!TopScores::kUnbiased);
+  for (const double query_scale : {0.5, 2.0}) {
+    for (const TokenId budget : {6, 60}) {
+      CAPTURE(query_scale);
+      CAPTURE(budget);
+      const Setting s({.query_scale = query_scale});
+      const SignatureSamplerConfig config{.budget = {.tokens = budget}};
+      // With a single expected row next to nothing is certain: probabilities are as scores are.
+      const std::vector<double> pi = design(s, {.budget = {.tokens = 1}});
+      const Drawn drawn = draw_tokens(s.sampler<TopScores>(config), s.problem, *s.index, {});
+      double least = 1.0;
+      for (std::size_t i = 0; i < drawn.tokens.size(); ++i) {
+        CHECK(drawn.log_pi[0][i] == 0.0F);
+        least = std::min(least, pi[static_cast<std::size_t>(drawn.tokens[i] - s.range.begin)]);
+      }
+      std::size_t above = 0;
+      std::size_t ties = 0;
+      for (const double p : pi) {
+        above += p > least ? 1 : 0;
+        ties += p == least ? 1 : 0;
+      }
+      CHECK(above + ties >= drawn.tokens.size());
+      CHECK(above <= drawn.tokens.size());
+      CHECK(std::abs(static_cast<double>(drawn.tokens.size()) - budget) <=
+            static_cast<double>(ties));
+      for_each_backend([&]<class Ops>() {
+        CHECK(draw_tokens<Ops>(s.sampler<TopScores>(config), s.problem, *s.index, {}).tokens ==
+              drawn.tokens);
+      });
     }
   }
 }

@@ -18,7 +18,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// draw's stream, against its probability. The number of rows varies like a sum of such draws, by
 /// the root of the budget or less.
 /// Source: Horvitz and Thompson 1952; pi proportional to size, Hajek 1964.
-class PoissonSelection {
+class PoissonSelection : public UnbiasedSelection {
  public:
   template <class Input>
   explicit PoissonSelection(const Input& input) : stream_(input.noise_for(Purpose::kPoisson)) {}

@@ -32,6 +32,17 @@ struct SignatureSamplerConfig {
   double least = 0.0;
 };
 
+/// What selections that draw each token with its probability have in common.
+struct UnbiasedSelection {
+  static constexpr bool kUnbiased = true;
+
+  template <class Ops>
+  [[nodiscard]] static std::uint64_t expected(const std::int16_t* scores, int n,
+                                              const ScoreRule& rule) {
+    return Ops::expected(scores, n, rule);
+  }
+};
+
 /// One draw for the whole group, fresh for every noise key: each indexed token with pi =
 /// min(1, s / tau), s the sum over the group of its estimated softmax probabilities in the indexed
 /// range, tau such that the expected number of tokens is the budget. All heads use every drawn
@@ -43,11 +54,13 @@ struct SignatureSamplerConfig {
 /// more. Tokens and probabilities are computed in integers and are the same on every machine,
 /// whatever the SIMD library.
 ///
-/// Selection::draw<Ops>(scores, n, rule, first token) draws from whole blocks in their order.
+/// Selection::draw<Ops>(scores, n, rule, first token, drawn) draws from whole blocks in their
+/// order; Selection::expected<Ops>(scores, n, rule) is how many it draws in the mean, in units of
+/// 2^-16.
 template <class Selection>
 class SignatureSampler {
  public:
-  static constexpr bool kUnbiased = true;
+  static constexpr bool kUnbiased = Selection::kUnbiased;
   /// Blocks that decide about tau.
   static constexpr int kPilotBlocks = 64;
 
@@ -230,7 +243,7 @@ class SignatureSampler {
       std::uint64_t above = static_cast<std::uint64_t>(n) * ScoreRule::kCertain;
       std::uint64_t below = 0;
       for (int round = 0; high - low > 1; ++round) {
-        const std::uint64_t rows = Ops::expected(
+        const std::uint64_t rows = Selection::template expected<Ops>(
             scratch_.pilot, n, {.tau = static_cast<std::int16_t>(tau), .longest = 255});
         const bool enough = rows >= target;
         (enough ? low : high) = tau;

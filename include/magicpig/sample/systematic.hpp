@@ -21,7 +21,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 ///
 /// Tokens are not independent: some pairs never come together, so there is no unbiased estimate of
 /// the variance from one draw. Source: Madow 1949.
-class SystematicSelection {
+class SystematicSelection : public UnbiasedSelection {
  public:
   template <class Input>
   explicit SystematicSelection(const Input& input) {
