@@ -15,7 +15,7 @@
 
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
-#include "magicpig/cpu/scalar_signatures.hpp"
+#include "magicpig/cpu/xsimd_signatures.hpp"
 #include "magicpig/version.hpp"
 
 static_assert(!std::is_same_v<xsimd::default_arch, xsimd::unavailable>,
@@ -454,7 +454,7 @@ class XsimdPanel {
 /// and some carry none. With optimisation compilers inline all that are used here; without, units
 /// compiled for several instruction sets and linked together may share one. Such programs take
 /// HighwayOps.
-struct XsimdOps : ScalarSignatureOps {
+struct XsimdOps : XsimdSignatureOps {
   template <class T>
   static void dot_rows(const Rows<T>& rows, const float* queries, int group, float* dots) {
     XsimdQueries<T> arranged;
