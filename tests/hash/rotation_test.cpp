@@ -127,7 +127,12 @@ TEST_CASE_TEMPLATE("Rotation.of_single_coordinates_does_not_overflow", M, MAGICP
         image_of(*rotation, std::vector<float>(static_cast<std::size_t>(dim), 3e38F));
     const double norm = full.result.unit * std::sqrt(static_cast<double>(full.result.square));
     CHECK(norm == doctest::Approx(3e38 * std::sqrt(dim)).epsilon(1e-3));
-    for (const std::int32_t v : full.integers) REQUIRE(std::abs(v) < (1 << 30));
+    std::int64_t together = 0;
+    for (const std::int32_t v : full.integers) {
+      REQUIRE(std::abs(v) < (1 << 30));
+      together += std::abs(v);
+    }
+    REQUIRE(together < std::int64_t{1} << 31);
   }
 }
 

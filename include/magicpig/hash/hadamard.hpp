@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
@@ -152,7 +153,10 @@ class HadamardRotation {
     const std::int32_t* signs = signs_.data() + std::int64_t{t} * padded_;
     for (int j = 0; j < padded_; ++j) {
       const std::int32_t sign = signs[j];
-      for (int l = 0; l < kLanes; ++l) x[j * kLanes + l] = (x[j * kLanes + l] ^ sign) - sign;
+      std::int32_t row[kLanes];  // of its own, so that compilers need not fear that it is `signs`
+      std::memcpy(row, x + j * kLanes, sizeof row);
+      for (int l = 0; l < kLanes; ++l) row[l] = (row[l] ^ sign) - sign;
+      std::memcpy(x + j * kLanes, row, sizeof row);
     }
     const Transform own = transform(t);
     const int end = own.first + own.count;

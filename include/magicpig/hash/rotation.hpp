@@ -23,7 +23,7 @@ template <class R>
 concept Rotation = requires(const R& rotation, const float* vector, std::int32_t* integers) {
   { rotation.dim() } -> std::convertible_to<int>;
   { rotation.padded() } -> std::convertible_to<int>;  // a multiple of 8
-  // `vector` [dim], finite, to `integers` [padded], each below 2^30
+  // `vector` [dim], finite, to `integers` [padded], each below 2^30, all together below 2^31
   { rotation.rotate(vector, integers) } -> std::same_as<Rotated>;
 };
 

@@ -398,32 +398,7 @@ class Signatures {
     return largest < 0x7f800000U;
   }
 
-  // Quantises rotated keys into the places of their lanes in a block; returns <x, key> of each.
-  //
-  // Crossing a bound changes some bits of a code, and its value by the distance of two levels. What
-  // loops over lanes works on arrays of its own, which compilers then keep in vectors.
-  struct Crossings {
-    std::int32_t bounds[Levels::kMaxLevels][kLanes];
-    std::int32_t bits[Levels::kMaxLevels];
-    std::int32_t steps[Levels::kMaxLevels];
-    std::int32_t lowest = 0;
-  };
-
-  [[nodiscard]] Crossings crossings(const Rotated* results) const {
-    Crossings crossings;
-    crossings.lowest = levels_.value(levels_.code(0));
-    for (int b = 0; b + 1 < levels_.count(); ++b) {
-      for (int l = 0; l < kLanes; ++l) {
-        const double sigma = ::sqrt(static_cast<double>(results[l].square) / rotation_->padded());
-        crossings.bounds[b][l] =
-            static_cast<std::int32_t>(sigma * levels_.bound(b) / (1 << Levels::kFraction));
-      }
-      crossings.bits[b] = levels_.code(b) ^ levels_.code(b + 1);
-      crossings.steps[b] = levels_.value(levels_.code(b + 1)) - levels_.value(levels_.code(b));
-    }
-    return crossings;
-  }
-
+  // Quantises rotated keys into the places of their lanes in a block; <x, key> of each to `dots`.
   void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
                 std::uint8_t* block, std::int64_t* dots) const {
     if (config_.bits == 1) return quantise<1>(rotated, results, lanes, block, dots);
@@ -432,37 +407,62 @@ class Signatures {
     quantise<4>(rotated, results, lanes, block, dots);
   }
 
+  // What loops over lanes works on arrays of its own, which compilers then keep in vectors.
   template <int kBits>
   void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
                 std::uint8_t* block, std::int64_t* dots) const {
-    const Crossings own = crossings(results);
+    std::int32_t bounds[Levels::kMaxLevels][kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const double sigma = ::sqrt(static_cast<double>(results[l].square) / rotation_->padded());
+      for (int b = 0; b + 1 < 1 << kBits; ++b) {
+        bounds[b][l] =
+            static_cast<std::int32_t>(sigma * levels_.bound(b) / (1 << Levels::kFraction));
+      }
+    }
     const int groups = rotation_->padded() / 4;
-    std::int64_t sums[kLanes] = {};
+    std::int32_t sums[kBits][kLanes] = {};  // <signs of plane p, key>: below 2^31, see Rotation
     for (int j = 0; j < groups; ++j) {
       std::int32_t planes[kBits][kLanes] = {};
       for (int i = 0; i < 4; ++i) {
         std::int32_t x[kLanes];
         std::memcpy(x, rotated + (std::int64_t{4} * j + i) * kLanes, sizeof x);
-        std::int32_t codes[kLanes] = {};  // of the lowest level
-        std::int32_t values[kLanes];
-        for (int l = 0; l < kLanes; ++l) values[l] = own.lowest;
-        for (int b = 0; b + 1 < 1 << kBits; ++b) {
-          for (int l = 0; l < kLanes; ++l) {
-            const std::int32_t crossed = x[l] >= own.bounds[b][l] ? -1 : 0;
-            codes[l] ^= crossed & own.bits[b];
-            values[l] += crossed & own.steps[b];
-          }
-        }
-        for (int l = 0; l < kLanes; ++l) sums[l] += std::int64_t{values[l]} * x[l];
+        std::int32_t masks[kBits][kLanes];
+        bits_of<kBits>(x, bounds, masks);
         for (int p = 0; p < kBits; ++p) {
-          for (int l = 0; l < kLanes; ++l) planes[p][l] |= ((codes[l] >> p) & 1) << i;
+          for (int l = 0; l < kLanes; ++l) {
+            sums[p][l] += (x[l] ^ ~masks[p][l]) - ~masks[p][l];
+            planes[p][l] |= masks[p][l] & (1 << i);
+          }
         }
       }
       for (int p = 0; p < kBits; ++p) {
         pack(planes[p], lanes, block + (std::int64_t{p} * groups + j) * 64);
       }
     }
-    std::memcpy(dots, sums, sizeof sums);
+    for (int l = 0; l < kLanes; ++l) {
+      dots[l] = 0;
+      for (int p = 0; p < kBits; ++p) dots[l] += std::int64_t{levels_.amplitude(p)} * sums[p][l];
+    }
+  }
+
+  // Bit p of the codes of x, as masks: 0 in the lowest level, and changed by each bound that x
+  // reaches where the codes above and below it differ in it.
+  template <int kBits>
+  static void bits_of(const std::int32_t (&x)[kLanes],
+                      const std::int32_t (&bounds)[Levels::kMaxLevels][kLanes],
+                      std::int32_t (&masks)[kBits][kLanes]) {
+    constexpr Levels kLevels(kBits);
+    static_assert(kLevels.code(0) == 0);
+    for (int p = 0; p < kBits; ++p) {
+      for (int l = 0; l < kLanes; ++l) masks[p][l] = 0;
+    }
+    for (int b = 0; b + 1 < 1 << kBits; ++b) {
+      const int changed = kLevels.code(b) ^ kLevels.code(b + 1);
+      for (int p = 0; p < kBits; ++p) {
+        if (((changed >> p) & 1) == 0) continue;
+        for (int l = 0; l < kLanes; ++l) masks[p][l] ^= x[l] >= bounds[b][l] ? -1 : 0;
+      }
+    }
   }
 
   // Four bits of each lane to a row of a block: see CodePlace. The 16-bit words of a row hold four

@@ -5,7 +5,6 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <limits>
 
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
@@ -50,7 +49,7 @@ class TopScoresSelection {
   template <class Ops>
   static void draw(const std::int16_t* scores, int n, const ScoreRule& rule, std::uint64_t* drawn) {
     std::array<std::uint16_t, kSignatureBlock> noise;
-    noise.fill(std::numeric_limits<std::uint16_t>::max());
+    noise.fill(UINT16_MAX);
     for (int i = 0; i < n; i += kSignatureBlock) {
       Ops::draw_poisson(scores + i, kSignatureBlock, rule, noise.data(), drawn + i / 64);
     }
