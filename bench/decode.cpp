@@ -12,6 +12,7 @@
 #include "magicpig/attention.hpp"
 #include "published.hpp"
 #include "relative_error.hpp"
+#include "signature_stages.hpp"
 #include "signature_workload.hpp"
 #include "stages.hpp"
 #include "workload.hpp"
@@ -198,6 +199,7 @@ void register_all(Harness& harness, bool all) {
         const WorkloadShape shape{.tokens = tokens, .head_dim = dim, .group = group};
         register_stages(harness, shape, all);
         register_decode(harness, shape, all);
+        register_signature_stages(harness, shape, all);
         WorkloadShape probing = shape;
         probing.index = kProbing;
         register_decode(harness, probing, all);

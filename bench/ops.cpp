@@ -125,6 +125,88 @@ void add_array_runs(const std::string& backend) {
   });
 }
 
+/// Two blocks of codes of one bit for each of 128 dimensions, and scores of as many tokens.
+struct SignatureData {
+  static constexpr int kBlocks = 2;
+  static constexpr int kTokens = kBlocks * kSignatureBlock;
+  static constexpr int kRows = kDim / 4;
+
+  SignatureData() {
+    const RandomStream stream({.seed = 6});
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      codes[i] = static_cast<std::uint8_t>(stream.bits(static_cast<std::uint32_t>(i)));
+    }
+  }
+  [[nodiscard]] CodeBlocks blocks() const {
+    return {.codes = codes.data(),
+            .factors = factors.data(),
+            .norms = norms.data(),
+            .blocks = kBlocks,
+            .rows = kRows,
+            .factor_scale = 20000.0F};
+  }
+  [[nodiscard]] PartialSums partial() const {
+    return {.sums = sums.data(),
+            .middles = middles.data(),
+            .units = units.data(),
+            .multipliers = multipliers.data(),
+            .group = kGroup};
+  }
+  [[nodiscard]] ScoreRows rows() { return {.data = scores.data(), .stride = kTokens}; }
+
+  std::vector<std::uint8_t> codes = std::vector<std::uint8_t>(std::size_t{kBlocks} * kRows * 64);
+  std::vector<bf16> factors = std::vector<bf16>(kTokens, to_bf16(1.2F));
+  std::vector<std::int16_t> norms = std::vector<std::int16_t>(kTokens, 3);
+  std::vector<std::uint8_t> sums = std::vector<std::uint8_t>(std::size_t{kRows} * kGroup * 16, 15);
+  std::vector<std::int16_t> middles = std::vector<std::int16_t>(kGroup, 15 * kRows);
+  std::vector<std::int16_t> units = std::vector<std::int16_t>(kGroup, 60);
+  std::vector<std::int16_t> multipliers = std::vector<std::int16_t>(kGroup, 900);
+  std::vector<std::int16_t> scores = std::vector<std::int16_t>(std::size_t{kTokens} * kGroup, 40);
+  std::vector<std::int16_t> log_sums = std::vector<std::int16_t>(kTokens, 40);
+  std::vector<std::uint16_t> noise = std::vector<std::uint16_t>(kTokens, 30000);
+  std::uint16_t tracks[kSystematicTracks] = {};
+  std::uint64_t drawn[kTokens / 64] = {};
+};
+
+template <class Ops>
+void add_signature_runs(const std::string& backend) {
+  static constexpr ScoreRule kRule{.tau = 120};
+  constexpr int kTokens = SignatureData::kTokens;
+  add_run("score_codes/" + backend, [](State& state) {
+    SignatureData data;
+    time_calls(state, [&] { Ops::score_codes(data.blocks(), data.partial(), data.rows()); });
+  });
+  add_run("combine_scores/" + backend, [](State& state) {
+    SignatureData data;
+    time_calls(state, [&] {
+      Ops::combine_scores(data.rows(), kTokens, kGroup, data.units.data(), data.log_sums.data());
+    });
+  });
+  add_run("expected/" + backend, [](State& state) {
+    SignatureData data;
+    time_calls(state, [&] {
+      ::benchmark::DoNotOptimize(Ops::expected(data.log_sums.data(), kTokens, kRule));
+    });
+  });
+  add_run("draw_systematic/" + backend, [](State& state) {
+    SignatureData data;
+    time_calls(state, [&] {
+      Ops::draw_systematic(data.log_sums.data(), kTokens, kRule, data.tracks, data.drawn);
+    });
+  });
+  add_run("draw_poisson/" + backend, [](State& state) {
+    SignatureData data;
+    time_calls(state, [&] {
+      Ops::draw_poisson(data.log_sums.data(), kTokens, kRule, data.noise.data(), data.drawn);
+    });
+  });
+  add_run("transform_hadamard/" + backend, [](State& state) {
+    std::vector<std::int32_t> x(std::size_t{kDim} * kRotationLanes);
+    time_calls(state,
+               [&] { Ops::transform_hadamard(x.data(), kDim * kRotationLanes, kRotationLanes); });
+  });
+}
+
 template <class Ops>
 void add_backend(const std::string& backend) {
   add_row_runs<Ops, float>(backend, "f32");
@@ -139,6 +221,7 @@ void add_backend(const std::string& backend) {
     });
   });
   add_array_runs<Ops>(backend);
+  add_signature_runs<Ops>(backend);
 }
 
 /// Prints runs as they come, as ever, and at the end nanoseconds of all backends side by side: of

@@ -20,9 +20,10 @@ STYLES = {
     "magicpig": ("MagicPIG, published rule", "#D55E00", "*", "none"),
     "tables": ("tables, other (K, L, t, r, ρ)", "#E69F00", "D", "none"),
     "signatures": ("signatures, 1 to 4 bits", "#009E73", "^", "none"),
+    "signature_draws": ("signatures, other draws", "#CC79A7", "x", "none"),
 }
 # For methods that this file does not know yet.
-SPARE = [("#009E73", "^"), ("#CC79A7", "P"), ("#F0E442", "X"), ("#8C510A", "h"), ("#5E3C99", "p")]
+SPARE = [("#F0E442", "X"), ("#8C510A", "h"), ("#5E3C99", "p")]
 EXACT = "exact"
 COLUMNS = (4, 3)
 X_TITLE = "rows read per KV head, % of the tokens between sink and window"

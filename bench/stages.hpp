@@ -110,14 +110,14 @@ void time_attend_exact(::benchmark::State& state, Harness& harness, const Worklo
 /// Attention to one sampler's candidates of one layer, all KV heads; returns the seconds of the
 /// fastest step. Candidates are drawn once, before; their lists are cached when a head's turn
 /// comes, as they are after a draw.
-template <class T, class Sampler, class Estimator>
+template <class T, class Sampler, class Estimator, class MakeInput>
 double time_candidates(::benchmark::State& state, Harness& harness, Workload<T>& workload,
-                       const Sampler& sampler, const Estimator& estimator, const Traffic& traffic) {
+                       const Sampler& sampler, const Estimator& estimator, const Traffic& traffic,
+                       const MakeInput& input) {
   std::vector<SamplerScratch<Sampler>> scratch;
   for (int h = 0; h < kKvHeads; ++h) scratch.emplace_back(sampler, workload);
   const auto draw = [&](int h) {
-    return sampler.template draw<Ops>(workload.draw_input(h),
-                                      *scratch[static_cast<std::size_t>(h)]);
+    return sampler.template draw<Ops>(input(h), *scratch[static_cast<std::size_t>(h)]);
   };
   std::vector<decltype(draw(0))> drawn;
   for (int h = 0; h < kKvHeads; ++h) drawn.push_back(draw(h));
@@ -144,6 +144,13 @@ double time_candidates(::benchmark::State& state, Harness& harness, Workload<T>&
   }
   set_counters(state, traffic, fastest);
   return fastest;
+}
+
+template <class T, class Sampler, class Estimator>
+double time_candidates(::benchmark::State& state, Harness& harness, Workload<T>& workload,
+                       const Sampler& sampler, const Estimator& estimator, const Traffic& traffic) {
+  return time_candidates(state, harness, workload, sampler, estimator, traffic,
+                         [&](int h) { return workload.draw_input(h); });
 }
 
 /// Attention to the candidates of (10, 150), t = 2.

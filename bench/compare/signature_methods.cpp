@@ -39,10 +39,16 @@ void add_settings(const char* name, std::span<const int> all_bits, std::span<con
 
 }  // namespace
 
-// Codes of 1 to 4 bits per dimension at every budget; independent draws and TopK for comparison.
+// Codes of 1 to 4 bits per dimension at every budget.
 std::vector<Setting> signature_settings(std::span<const double> rows) {
   std::vector<Setting> settings;
   add_settings<Systematic>("", std::array{1, 2, 3, 4}, rows, settings);
+  return settings;
+}
+
+// The same codes, drawn from in other ways.
+std::vector<Setting> signature_draw_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
   add_settings<Poisson>("poisson ", std::array{2}, rows, settings);
   add_settings<TopScores>("topk ", std::array{2}, rows, settings);
   return settings;

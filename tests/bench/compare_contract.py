@@ -12,7 +12,8 @@ import tempfile
 HEADS, KV_HEADS, ROWS, TOKENS, DIM = 4, 2, 8, 700, 16
 SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
-METHODS = ["exact", "topk", "uniform", "oracle_multinomial", "oracle_ht", "magicpig", "tables", "signatures"]
+METHODS = ["exact", "topk", "uniform", "oracle_multinomial", "oracle_ht", "magicpig", "tables", "signatures",
+           "signature_draws"]
 FIGURES = [
     "rows",
     "index_bytes_per_token",

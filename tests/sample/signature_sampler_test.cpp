@@ -576,6 +576,18 @@ TEST_CASE_TEMPLATE("SignatureSampler.draws_the_same_on_every_backend", Sampler,
   }
 }
 
+TEST_CASE("SignatureSampler.takes_the_temperature_of_its_codes_unless_it_is_told_one") {
+  for (const int bits : {1, 2, 3, 4}) {
+    CAPTURE(bits);
+    const Setting s({.bits = bits, .query_scale = 1.5});
+    const Budget budget{.tokens = 40};
+    const auto own = design(s, {.budget = budget});
+    CHECK(own == design(s, {.budget = budget, .temperature = code_temperature(bits)}));
+    CHECK(own != design(s, {.budget = budget, .temperature = 0.5}));
+    if (bits > 1) CHECK(code_temperature(bits) > code_temperature(bits - 1));
+  }
+}
+
 TEST_CASE("TopScores.takes_the_tokens_of_the_largest_probabilities_and_no_others") {
   static_assert(!TopScores::kUnbiased);
   for (const double query_scale : {0.5, 2.0}) {
@@ -666,7 +678,7 @@ TEST_CASE_TEMPLATE("SignatureSampler.draws_the_same_tokens_on_every_machine", Sa
     }
   }
   CHECK(hash ==
-        (std::is_same_v<Sampler, Poisson> ? 5566781897821727061ULL : 2812382116676105796ULL));
+        (std::is_same_v<Sampler, Poisson> ? 4222051831260582342ULL : 5983827187849749105ULL));
 }
 
 TEST_CASE_TEMPLATE("SignatureSampler.refuses_what_is_out_of_bounds", Sampler,
@@ -677,7 +689,7 @@ TEST_CASE_TEMPLATE("SignatureSampler.refuses_what_is_out_of_bounds", Sampler,
        {SignatureSamplerConfig{}, SignatureSamplerConfig{.budget = {.fraction = nan}},
         SignatureSamplerConfig{.budget = {.fraction = 1.5}},
         SignatureSamplerConfig{.budget = {.tokens = -1}},
-        SignatureSamplerConfig{.budget = {.tokens = 5}, .temperature = 0.0},
+        SignatureSamplerConfig{.budget = {.tokens = 5}, .temperature = -0.1},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .temperature = 4.5},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .temperature = nan},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .least = -0.1},

@@ -25,12 +25,23 @@ namespace magicpig::inline MAGICPIG_ABI {
 
 /// How tokens are drawn by their signatures.
 struct SignatureSamplerConfig {
-  Budget budget;             ///< expected rows read per KV head
-  double temperature = 0.9;  ///< pi is as exp(temperature * estimated logit); in (0, 4]
+  Budget budget;  ///< expected rows read per KV head
+  /// pi is as exp(temperature * estimated logit), in [0, 4]; 0 for that of the codes,
+  /// code_temperature().
+  double temperature = 0.0;
   /// No token's probability is below this, nor below 2^-16: no weight exceeds its inverse. In
   /// [0, 1]; its rows come on top of the budget.
   double least = 0.0;
 };
+
+/// How far an estimated logit is to be trusted with codes of 1 to 4 bits. The best guess of a logit
+/// is its unbiased estimate times the share of a coordinate's square that the code keeps, .64, .88,
+/// .97 and .99, seen from the mean; on captures a little less is best for 2 bits and more. With 0.9
+/// for all, errors with 1 bit are 12 % larger, with others within 2 % (magicpig_compare).
+[[nodiscard]] constexpr double code_temperature(int bits) {
+  constexpr std::array<double, Levels::kMaxBits> kTemperatures = {0.65, 0.8, 0.9, 0.95};
+  return kTemperatures[static_cast<std::size_t>(bits - 1)];
+}
 
 /// What selections that draw each token with its probability have in common.
 struct UnbiasedSelection {
@@ -71,8 +82,8 @@ class SignatureSampler {
       const Rotation& rotation, int bits, const SignatureSamplerConfig& config) noexcept {
     const Status status = config.budget.check();
     if (!status.ok()) return status;
-    if (!(config.temperature > 0.0 && config.temperature <= 4.0)) {
-      return Status::error(ErrorCode::kInvalidArgument, "temperature %g must lie in (0, 4]",
+    if (!(config.temperature >= 0.0 && config.temperature <= 4.0)) {
+      return Status::error(ErrorCode::kInvalidArgument, "temperature %g must lie in [0, 4]",
                            config.temperature);
     }
     if (!(config.least >= 0.0 && config.least <= 1.0)) {
@@ -134,6 +145,7 @@ class SignatureSampler {
 
   SignatureSampler(const SignatureSamplerConfig& config, int padded, int bits)
       : config_(config), padded_(padded), bits_(bits) {
+    if (config_.temperature == 0.0) config_.temperature = code_temperature(bits);
     while (longest_ >= 0 && ScoreRule::units(longest_) < config.least * ScoreRule::kCertain) {
       --longest_;
     }
