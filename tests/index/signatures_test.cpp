@@ -380,6 +380,23 @@ TEST_CASE("Signatures.refuse_keys_that_are_not_finite_and_stay_as_they_were") {
   CHECK(same(index, before));
 }
 
+TEST_CASE("Signatures.refuse_more_tokens_than_segments_can_count") {
+  // Refused before a key is read: there are none.
+  const float somewhere = 0.0F;
+  const TokenId tokens = std::numeric_limits<TokenId>::max();
+  const auto source = StridedKeyValues<float>::head_major(&somewhere, &somewhere, kShape, tokens);
+  REQUIRE(source.ok());
+  const HadamardRotation rotation = make_rotation(24);
+  SerialExecutor executor;
+  const auto backend = make_backend<ScalarOps>(executor);
+  Index index = make_index(rotation, {.kv_heads = 2});
+  const Status status = index.build(backend, *source, {.begin = 0, .end = tokens});
+  CHECK(status.code() == ErrorCode::kInvalidArgument);
+  CHECK(std::string(status.message()).find("signatures hold up to 2147479552 tokens") == 0);
+  CHECK(index.append(backend, *source, tokens).code() == ErrorCode::kInvalidArgument);
+  CHECK(index.indexed().empty());
+}
+
 TEST_CASE("Signatures.refuse_what_is_out_of_bounds") {
   const HadamardRotation rotation = make_rotation(24);
   for (const SignaturesConfig config : {SignaturesConfig{.kv_heads = 0},

@@ -74,6 +74,9 @@ struct SignatureSegment {
 template <class Rotation>
 class Signatures {
  public:
+  /// Tokens that an index can hold: whole segments of less than 2^31.
+  static constexpr TokenId kMaxTokens = INT32_MAX - kSignatureSegment + 1;
+
   /// An empty index. `rotation` must outlive it and may be shared by any number of indexes.
   /// Errors: a config value outside its bounds, memory.
   [[nodiscard]] static Result<Signatures> create(const Rotation& rotation,
@@ -117,7 +120,7 @@ class Signatures {
   }
 
   /// Takes over tokens [indexed().end, end), any number of them. An `end` at or below indexed().end
-  /// changes nothing. Errors: as build().
+  /// changes nothing. Errors: as build(), and more than kMaxTokens in all.
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
@@ -128,6 +131,11 @@ class Signatures {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
     const TokenRange fresh{.begin = range_.end, .end = end};
+    if (end - range_.begin > kMaxTokens) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "signatures hold up to %d tokens, not the %d of [%d, %d)", kMaxTokens,
+                           end - range_.begin, range_.begin, end);
+    }
     Buffer<double> sums;
     Buffer<std::byte> scratch;
     const std::size_t rows =
