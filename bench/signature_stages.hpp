@@ -22,10 +22,8 @@ void time_draw_signatures(::benchmark::State& state, Harness& harness, const Wor
   auto& workload = harness.workload<T>(shape, false);
   const SignatureIndex& own = signature_index(harness, workload, setting.bits);
   const Systematic sampler = own.sampler(setting);
-  Traffic traffic = signature_traffic(workload, own, setting);
-  traffic.bytes = kKvHeads * static_cast<double>(workload.middle().size()) *
-                  static_cast<double>(SignatureIndex::Index::bytes_per_token(own.rotation->padded(),
-                                                                             setting.bits, true));
+  Traffic traffic = drawn_traffic(workload, own, setting);
+  traffic.bytes = scan_bytes(workload, own, setting.bits);
   SamplerScratch<Systematic> scratch(sampler, workload);
   time_cold(state, harness, harness.pool(1), traffic, [&] {
     for (int h = 0; h < kKvHeads; ++h) {
@@ -42,13 +40,7 @@ void time_attend_signatures(::benchmark::State& state, Harness& harness, const W
   auto& workload = harness.workload<T>(shape, false);
   const SignatureIndex& own = signature_index(harness, workload, setting.bits);
   const Systematic sampler = own.sampler(setting);
-  Traffic traffic = signature_traffic(workload, own, setting);
-  traffic.bytes = 0.0;
-  SamplerScratch<Systematic> scratch(sampler, workload);
-  for (int h = 0; h < kKvHeads; ++h) {
-    const auto drawn = sampler.draw<Ops>(own.draw_input(workload, h), *scratch);
-    traffic.bytes += gather_bytes(workload, h, drawn, false);
-  }
+  const Traffic traffic = drawn_traffic(workload, own, setting);
   time_candidates(state, harness, workload, sampler, SelfNormalised{}, traffic,
                   [&](int h) { return own.draw_input(workload, h); });
 }

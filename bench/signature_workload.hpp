@@ -74,21 +74,37 @@ template <class T>
   });
 }
 
-/// What a step reads: codes, factors and norms of all indexed tokens, the exact and drawn rows.
+/// Codes, factors and norms of all indexed tokens.
 template <class T>
-[[nodiscard]] Traffic signature_traffic(Workload<T>& workload, const SignatureIndex& signatures,
-                                        const SignatureSetting& setting) {
+[[nodiscard]] double scan_bytes(const Workload<T>& workload, const SignatureIndex& signatures,
+                                int bits) {
+  return kKvHeads * static_cast<double>(workload.middle().size()) *
+         static_cast<double>(
+             SignatureIndex::Index::bytes_per_token(signatures.rotation->padded(), bits, true));
+}
+
+/// The drawn rows.
+template <class T>
+[[nodiscard]] Traffic drawn_traffic(Workload<T>& workload, const SignatureIndex& signatures,
+                                    const SignatureSetting& setting) {
   const Systematic sampler = signatures.sampler(setting);
   SamplerScratch<Systematic> scratch(sampler, workload);
   const double indexed = workload.middle().size();
-  const auto per_token = static_cast<double>(
-      SignatureIndex::Index::bytes_per_token(signatures.rotation->padded(), setting.bits, true));
-  Traffic traffic{.bytes = kKvHeads * indexed * per_token};
+  Traffic traffic;
   for (int h = 0; h < kKvHeads; ++h) {
     const auto drawn = sampler.draw<Ops>(signatures.draw_input(workload, h), *scratch);
     traffic.rows += static_cast<double>(drawn.tokens.size()) / (indexed * kKvHeads);
     traffic.bytes += gather_bytes(workload, h, drawn, false);
   }
+  return traffic;
+}
+
+/// What a step reads: the scan, the exact and the drawn rows.
+template <class T>
+[[nodiscard]] Traffic signature_traffic(Workload<T>& workload, const SignatureIndex& signatures,
+                                        const SignatureSetting& setting) {
+  Traffic traffic = drawn_traffic(workload, signatures, setting);
+  traffic.bytes += scan_bytes(workload, signatures, setting.bits);
   const TokenId exact = workload.shape().tokens - workload.middle().size();
   const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
   traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;

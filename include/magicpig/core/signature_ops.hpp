@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/version.hpp"
 
@@ -38,6 +39,19 @@ struct CodeBlocks {
   float factor_scale = 0.0F;         ///< what makes 2^15 of the largest factor, or little less
   const CodeBlocks* next = nullptr;  ///< blocks wanted soon, or null: asked for with these
 };
+
+/// Asks for what belongs to the tokens of block b of those wanted soon; returns its codes, or null
+/// where there is no such block.
+MAGICPIG_ALWAYS_INLINE const std::uint8_t* prefetch_next(const CodeBlocks& blocks, int b) {
+  const CodeBlocks* next = blocks.next;
+  if (next == nullptr || b >= next->blocks) return nullptr;
+  const std::int64_t first = std::int64_t{b} * kSignatureBlock;
+  prefetch_far(next->factors + first, kSignatureBlock * sizeof(bf16));
+  if (next->norms != nullptr) {
+    prefetch_far(next->norms + first, kSignatureBlock * sizeof(std::int16_t));
+  }
+  return next->codes + std::int64_t{b} * next->rows * 64;
+}
 
 /// What the queries of a group make of codes: four bits of row r select one of 16 partial sums.
 struct PartialSums {

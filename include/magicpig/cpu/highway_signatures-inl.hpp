@@ -37,8 +37,8 @@ using HighwaySignatureOps = ScalarSignatureOps;  // without vectors there are no
 /// them for eight rows, which come to 255 at most; then the sums of all bytes and of the odd ones
 /// alone are kept in 16 bits.
 ///
-/// Bytes are added eight rows at a time since widening takes three instructions for each two
-/// shuffles: with four rows the scan takes 1.1 times as long.
+/// Bytes are added eight rows at a time since widening takes six instructions per head, and
+/// each row four.
 class HighwayCodeSums {
   using Bytes = hn::CappedTag<std::uint8_t, 64>;
   using Words = hn::Repartition<std::uint16_t, Bytes>;
@@ -170,11 +170,12 @@ class HighwaySignatureOps {
       take_shares(blocks.factors + first, blocks.factor_scale, shares);
       const std::uint8_t* next = prefetch_next(blocks, b);
       for (int g = 0; g < partial.group;) {
-        const HighwayCodeSums::Block block{.codes = blocks.codes + first / 128 * blocks.rows * 64,
-                                           .sums = partial.sums + std::int64_t{g} * 16,
-                                           .rows = rows,
-                                           .group = static_cast<std::size_t>(partial.group),
-                                           .next = g == 0 ? next : nullptr};
+        const HighwayCodeSums::Block block{
+            .codes = blocks.codes + std::int64_t{b} * blocks.rows * 64,
+            .sums = partial.sums + std::int64_t{g} * 16,
+            .rows = rows,
+            .group = static_cast<std::size_t>(partial.group),
+            .next = g == 0 ? next : nullptr};
         const int heads = add_heads(block, partial.group - g, sums);
         for (int i = 0; i < heads; ++i, ++g) {
           score_head(partial, g, sums + std::int64_t{i} * kSignatureBlock, shares, norms,
@@ -293,18 +294,6 @@ class HighwaySignatureOps {
   template <class Function>
   HWY_INLINE static void each(int n, const Function& function) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); i += hn::Lanes(Shorts())) function(i);
-  }
-
-  // Asks for what belongs to the tokens of block b of those wanted soon; returns its codes.
-  HWY_INLINE static const std::uint8_t* prefetch_next(const CodeBlocks& blocks, int b) {
-    const CodeBlocks* next = blocks.next;
-    if (next == nullptr || b >= next->blocks) return nullptr;
-    const std::int64_t first = std::int64_t{b} * kSignatureBlock;
-    prefetch_far(next->factors + first, kSignatureBlock * sizeof(bf16));
-    if (next->norms != nullptr) {
-      prefetch_far(next->norms + first, kSignatureBlock * sizeof(std::int16_t));
-    }
-    return next->codes + std::int64_t{b} * next->rows * 64;
   }
 
   // Returns how many heads were summed.

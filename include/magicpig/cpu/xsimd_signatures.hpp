@@ -301,18 +301,6 @@ class XsimdSignatureOps : XsimdIntegers {
   // Four heads need some 28 registers, two 16.
   static constexpr bool kManyRegisters = XSIMD_WITH_AVX512BW || XSIMD_WITH_NEON64;
 
-  // Asks for what belongs to the tokens of block b of those wanted soon; returns its codes.
-  MAGICPIG_ALWAYS_INLINE static const std::uint8_t* prefetch_next(const CodeBlocks& blocks, int b) {
-    const CodeBlocks* next = blocks.next;
-    if (next == nullptr || b >= next->blocks) return nullptr;
-    const std::int64_t first = std::int64_t{b} * kSignatureBlock;
-    prefetch_far(next->factors + first, kSignatureBlock * sizeof(bf16));
-    if (next->norms != nullptr) {
-      prefetch_far(next->norms + first, kSignatureBlock * sizeof(std::int16_t));
-    }
-    return next->codes + std::int64_t{b} * next->rows * 64;
-  }
-
   // Returns how many heads were summed.
   static int add_heads(const XsimdCodeSums::Block& block, int heads, std::uint16_t* sums) {
     if (kManyRegisters && heads >= 4) return XsimdCodeSums::add<4>(block, sums), 4;

@@ -61,7 +61,7 @@ class HadamardRotation {
   Rotated rotate(const float* vector, std::int32_t* integers) const {
     const double unit = input_.to_integers(vector, integers);
     if (unit == 0.0) return {};
-    for (int t = 0; t < transforms(); ++t) apply<OneLane, 1>(t, integers);
+    for (int t = 0; t < transforms(); ++t) apply<1>(t, integers, transform_hadamard);
     std::int64_t square = 0;
     for (int j = 0; j < padded_; ++j) square += std::int64_t{integers[j]} * integers[j];
     return {.unit = shrinks() ? unit * kGrowth : unit, .square = square};
@@ -73,7 +73,8 @@ class HadamardRotation {
   void rotate_lanes(const float* vectors, std::int32_t* integers, Rotated* results) const {
     double units[kRotationLanes];
     input_.to_integers<kRotationLanes>(vectors, integers, units);
-    for (int t = 0; t < transforms(); ++t) apply<Ops, kRotationLanes>(t, integers);
+    for (int t = 0; t < transforms(); ++t)
+      apply<kRotationLanes>(t, integers, Ops::transform_hadamard);
     std::int64_t squares[kRotationLanes] = {};
     for (int j = 0; j < padded_; ++j) {
       for (int l = 0; l < kRotationLanes; ++l) {
@@ -88,13 +89,6 @@ class HadamardRotation {
 
  private:
   static constexpr int kRounds = 3;
-
-  // What rotates a single vector.
-  struct OneLane {
-    static void transform_hadamard(std::int32_t* x, int count, int stride) {
-      magicpig::transform_hadamard(x, count, stride);
-    }
-  };
 
   // Of `count` coordinates from `first` on: sums and differences of those `stride` apart, then of
   // those twice as far apart, and so on; then over 2^shift.
@@ -148,8 +142,8 @@ class HadamardRotation {
   // sqrt(2) |x|_2; in a window, sqrt(block) |x|_2, or sqrt(2 block) |x|_2 behind pairs that were
   // not divided, with block < padded then: 2^30.5. Rounding adds sqrt(padded) / 2 to |x|_2 per
   // transform at most, and so 4.5 sqrt(2) padded < 2^17 to a sum.
-  template <class Ops, int kLanes>
-  void apply(int t, std::int32_t* x) const {
+  template <int kLanes>
+  void apply(int t, std::int32_t* x, void (*hadamard)(std::int32_t*, int, int)) const {
     const std::int32_t* signs = signs_.data() + std::int64_t{t} * padded_;
     for (int j = 0; j < padded_; ++j) {
       const std::int32_t sign = signs[j];
@@ -160,7 +154,7 @@ class HadamardRotation {
     }
     const Transform own = transform(t);
     const int end = own.first + own.count;
-    Ops::transform_hadamard(x + own.first * kLanes, own.count * kLanes, own.stride * kLanes);
+    hadamard(x + own.first * kLanes, own.count * kLanes, own.stride * kLanes);
     const std::int32_t rounding = (std::int32_t{1} << own.shift) / 2;
     for (int j = own.first * kLanes; j < end * kLanes; ++j) x[j] = (x[j] + rounding) >> own.shift;
     if (own.stride != 1 || !is_odd()) return;

@@ -28,7 +28,7 @@ concept Rotation = requires(const R& rotation, const float* vector, std::int32_t
 };
 
 /// Rotates kRotationLanes vectors [dim, kRotationLanes], each as rotate() does: `integers` [padded,
-/// kRotationLanes], `results` [kRotationLanes]. `scratch` is of dim floats and padded integers.
+/// kRotationLanes], `results` [kRotationLanes]. `one` [dim] and `rotated` [padded] are scratch.
 template <class Ops, Rotation R>
 void rotate_lanes(const R& rotation, const float* vectors, std::int32_t* integers, float* one,
                   std::int32_t* rotated, Rotated* results) {

@@ -345,8 +345,8 @@ class SignatureSampler {
     }
 
     // The places of the bits that are set, ascending; returns how many. A few are written for every
-    // word, without a branch that depends on how many there are: at 2 % it would be mispredicted
-    // for every other word and double the time.
+    // word, without a branch that depends on how many there are: at 2 % of the tokens it
+    // would be mispredicted for every other word.
     static constexpr int kFew = 4;
     static int list(const std::uint64_t* words, int n, std::int32_t* places) {
       int count = 0;

@@ -21,8 +21,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 ///
 /// The query keeps its precision but for one rounding: each four bits of a code select one of 16
 /// partial sums, which are rounded to a common step such that those of any eight rows add up to 255
-/// at most, some 60 steps from smallest to largest. With 255 steps for each row errors are 1 %
-/// smaller, with 30 steps 2 to 4 % larger (magicpig_compare).
+/// at most, some 60 steps from smallest to largest. With 255 steps for each row errors were 0 to
+/// 2 % smaller.
 ///
 /// Normative, so that every machine and backend has the same scores: integers, and multiplications
 /// of floats by themselves, truncated.
