@@ -15,6 +15,7 @@
 
 #include "cpu_supports.hpp"
 #include "decode_dispatch.hpp"
+#include "on_every_target.hpp"
 #include "oracle.hpp"
 #include "problem.hpp"
 #include "same_index.hpp"
@@ -24,29 +25,6 @@ namespace {
 
 constexpr TokenId kTokens = 600;
 constexpr TokenRange kMiddle{.begin = 4, .end = 584};
-
-// Lets SupportedTargets() decide, as in any program.
-void choose_by_processor() {
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().DeInit();
-}
-
-// Calls check() once for each compiled target that this processor has, on that target.
-template <class Check>
-void on_every_target(const Check& check) {
-  choose_by_processor();
-  const std::vector<std::int64_t> targets = hwy::SupportedAndGeneratedTargets();
-  for (const std::int64_t target : targets) {
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    const std::string name = engine::target_name();
-    CAPTURE(name);
-    CHECK(name == std::string(hwy::TargetName(target)));
-    check();
-  }
-  choose_by_processor();
-  REQUIRE(!targets.empty());
-}
 
 struct Setup {
   Problem<bf16> problem;
@@ -122,6 +100,12 @@ TEST_CASE("the processor's best target is the one chosen") {
     const std::string lacking = hwy::TargetName(left & -left);
     MESSAGE("SKIPPED: this processor lacks ", lacking, ": compiled, but NOT run");
   }
+}
+
+TEST_CASE("the target in use is the one that a test asks for") {
+  on_every_target([] {
+    CHECK(std::string(engine::target_name()) == hwy::TargetName(hwy::SupportedTargets()));
+  });
 }
 
 TEST_CASE("on every target exact attention is that of ScalarOps") {

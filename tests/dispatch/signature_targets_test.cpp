@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Signatures on every target of Highway that this processor has: the codes, the tokens that are
+// drawn and their probabilities are those of ScalarOps, bit by bit.
+
+// Included before any target's section, so that all they define is for the least processor.
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "magicpig/attention.hpp"
+#include "on_every_target.hpp"
+#include "problem.hpp"
+#include "statistics.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "signature_targets_test.cpp"
+#include <hwy/foreach_target.h>
+
+#include "magicpig/cpu/highway-inl.hpp"
+
+#ifndef MAGICPIG_TEST_SIGNATURE_TARGETS
+#define MAGICPIG_TEST_SIGNATURE_TARGETS
+namespace magicpig::test {
+
+using SignatureIndex = Signatures<HadamardRotation>;
+
+/// An index built and appended to, and draws from it.
+struct SignatureCase {
+  const Problem<bf16>& problem;
+  const HadamardRotation& rotation;
+  int bits = 2;
+};
+
+template <class Ops, class Sampler>
+Drawn draw_case(const SignatureCase& c, int kv_head) {
+  const Shape& shape = c.problem.shape();
+  const auto source = c.problem.source();
+  SignatureIndex index = std::move(*SignatureIndex::create(
+      c.rotation, {.kv_heads = shape.kv_heads, .bits = c.bits, .value_dim = shape.value_dim}));
+  SerialExecutor executor;
+  const auto backend = make_backend<Ops>(executor);
+  CHECK(index.build(backend, source, {.begin = 4, .end = 300}).ok());
+  CHECK(index.append(backend, source, c.problem.tokens()).ok());
+  const auto sampler = Sampler::create(c.rotation, c.bits, {.budget = {.fraction = 0.05}});
+  CHECK(sampler.ok());
+  return draw_tokens<Ops>(*sampler, c.problem, index, {.seed = 3, .step = 8}, kv_head);
+}
+
+}  // namespace magicpig::test
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace magicpig::test {
+namespace HWY_NAMESPACE {
+
+using Ops = magicpig::HWY_NAMESPACE::HighwayOps;
+
+Drawn draw_systematic(const SignatureCase& c, int kv_head) {
+  return draw_case<Ops, Systematic>(c, kv_head);
+}
+Drawn draw_poisson(const SignatureCase& c, int kv_head) {
+  return draw_case<Ops, Poisson>(c, kv_head);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace magicpig::test
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace magicpig::test {
+namespace {
+
+HWY_EXPORT(draw_systematic);
+HWY_EXPORT(draw_poisson);
+
+TEST_CASE("on every target signatures draw the tokens of ScalarOps") {
+  for (const int head_dim : {128, 65, 3}) {
+    const Problem<bf16> problem(
+        {.shape = {.query_heads = 10, .kv_heads = 2, .head_dim = head_dim, .value_dim = 33},
+         .tokens = 1700,
+         .seed = 7,
+         .key_offset = 0.5});
+    const HadamardRotation rotation = std::move(*HadamardRotation::create(head_dim, 11));
+    for (const int bits : {1, 2, 3, 4}) {
+      const SignatureCase own{.problem = problem, .rotation = rotation, .bits = bits};
+      CAPTURE(head_dim);
+      CAPTURE(bits);
+      const Drawn systematic = draw_case<ScalarOps, Systematic>(own, 1);
+      const Drawn poisson = draw_case<ScalarOps, Poisson>(own, 1);
+      CHECK(systematic.tokens.size() > 40);
+      CHECK(poisson.tokens != systematic.tokens);
+      on_every_target([&] {
+        const Drawn by_track = HWY_DYNAMIC_DISPATCH(draw_systematic)(own, 1);
+        CHECK(by_track.tokens == systematic.tokens);
+        CHECK(by_track.log_pi == systematic.log_pi);
+        const Drawn by_token = HWY_DYNAMIC_DISPATCH(draw_poisson)(own, 1);
+        CHECK(by_token.tokens == poisson.tokens);
+        CHECK(by_token.log_pi == poisson.log_pi);
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace magicpig::test
+#endif  // HWY_ONCE
