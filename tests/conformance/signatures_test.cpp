@@ -438,17 +438,30 @@ constexpr int kTaus[] = {-32767, -32700, -32512, -20000, -1000, -1,    0,
                          1,      340,    5000,   16000,  20479, 20480, 20737};
 constexpr int kLongest[] = {-1, 0, 1, 15, 16, 17, 100, 254, 255};
 
-// body(rule) for every tau and longest.
+// Where certainty begins, from tau on: nowhere but at tau for those above it.
+constexpr int kCertainFrom[] = {-300, -256, -17, -1, 70000};
+
+// body(rule) for every tau, longest and certain_from.
 template <class Body>
 void for_each_rule(const Body& body) {
   for (const int tau : kTaus) {
     for (const int longest : kLongest) {
-      CAPTURE(tau);
-      CAPTURE(longest);
-      body(ScoreRule{.tau = static_cast<std::int16_t>(tau),
-                     .longest = static_cast<std::int16_t>(longest)});
+      for (const int from : kCertainFrom) {
+        CAPTURE(tau);
+        CAPTURE(longest);
+        CAPTURE(from);
+        body(ScoreRule{
+            .tau = static_cast<std::int16_t>(tau),
+            .longest = static_cast<std::int16_t>(longest),
+            .certain_from = static_cast<std::int16_t>(std::clamp(tau + from, -32768, 32767))});
+      }
     }
   }
+}
+
+// In terms of neither first_certain() nor gap().
+bool is_certain(const ScoreRule& rule, int score) {
+  return rule.longest < 0 || score >= rule.tau || score >= rule.certain_from;
 }
 
 // Most of them within 270 below tau and 10 above it.
@@ -710,8 +723,8 @@ TEST_CASE("gaps count from below tau, from -1 for what is certain to the longest
   for_each_rule([&](const ScoreRule& rule) {
     int wrong = 0;
     for (int score = kLowest; score <= kHighest; score += score % 7 == 0 ? 3 : 1) {
-      int expected = -1;
-      if (score < rule.tau) expected = std::min<int>(rule.longest, rule.tau - score - 1);
+      const int expected =
+          is_certain(rule, score) ? -1 : std::min<int>(rule.longest, rule.tau - score - 1);
       wrong += rule.gap(static_cast<std::int16_t>(score)) != expected;
     }
     CHECK(wrong == 0);
@@ -776,9 +789,9 @@ TEST_CASE("the oracle's expected adds up what is certain and the units of the re
     double least = 0.0;
     double most = 0.0;
     for (const std::int16_t score : scores) {
-      const double gap = rule.tau - 1.0 - score;
-      const double gaps = std::min<double>(rule.longest, gap);
-      const double exact = gap < 0.0 ? 65536.0 : 65536.0 * std::exp2(-(gaps + 1.0) / 16.0);
+      const double gap = std::min<double>(rule.longest, rule.tau - 1.0 - score);
+      const double exact =
+          is_certain(rule, score) ? 65536.0 : 65536.0 * std::exp2(-(gap + 1.0) / 16.0);
       least += 0.999 * exact - 1.0;
       most += 1.07 * exact;
     }
@@ -801,7 +814,7 @@ TEST_CASE("the oracle's draw_systematic takes the tokens at which a sum passes a
     for (std::size_t track = 0; track < 8; ++track) {
       std::int64_t sum = start[track];  // never cut to 16 bits
       for (std::size_t i = track; i < scores.size(); i += 8) {
-        const bool certain = rule.longest < 0 || scores[i] >= rule.tau;
+        const bool certain = is_certain(rule, scores[i]);
         const std::int64_t before = sum / 65536;
         if (!certain) sum += ScoreRule::units(rule.gap(scores[i]));
         const bool drawn = ((left.drawn[i / 64] >> (i % 64)) & 1) != 0;

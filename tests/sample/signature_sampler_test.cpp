@@ -303,10 +303,13 @@ TEST_CASE_TEMPLATE(
     const Sums right = run<Sampler>(s, config, head, draws);
     CHECK(std::abs(right.normaliser.z(normaliser)) < kZ);
     CHECK(std::abs(right.weighted.z(normaliser * exact.out[2])) < kZ);
-    const Sums with_least =
-        run<Sampler>(s, {.budget = {.fraction = 0.1}, .least = 0.05}, head, draws);
-    CHECK(std::abs(with_least.normaliser.z(normaliser)) < kZ);
-    CHECK(std::abs(with_least.weighted.z(normaliser * exact.out[2])) < kZ);
+    for (const SignatureSamplerConfig& other :
+         {SignatureSamplerConfig{.budget = {.fraction = 0.1}, .least = 0.05},
+          SignatureSamplerConfig{.budget = {.fraction = 0.1}, .certain = 0.5}}) {
+      const Sums sums = run<Sampler>(s, other, head, draws);
+      CHECK(std::abs(sums.normaliser.z(normaliser)) < kZ);
+      CHECK(std::abs(sums.weighted.z(normaliser * exact.out[2])) < kZ);
+    }
     // Controls that the test can fail: no correction, and a floor under every probability.
     const Sums uncorrected = run<Sampler>(s, config, head, draws / 4, Uncorrected{});
     CHECK(std::abs(uncorrected.normaliser.z(normaliser)) > 10.0);
@@ -382,6 +385,39 @@ TEST_CASE("SignatureSampler.gives_no_token_less_than_the_least_and_takes_that_on
     }
     CHECK(wrong == 0);
   }
+}
+
+TEST_CASE("SignatureSampler.takes_its_certain_share_from_the_largest_scores_and_draws_the_rest") {
+  const Setting s({.query_scale = 0.5});
+  const std::vector<double> plain = design(s, {.budget = {.tokens = 100}});
+  for (const double share : {0.2, 0.5, 0.9}) {
+    CAPTURE(share);
+    const std::vector<double> pi = design(s, {.budget = {.tokens = 100}, .certain = share});
+    int certain = 0;
+    double least_certain = 1.0;
+    double most_drawn = 0.0;
+    for (std::size_t i = 0; i < pi.size(); ++i) {
+      if (pi[i] == 1.0) {
+        ++certain;
+        least_certain = std::min(least_certain, plain[i]);
+      } else {
+        most_drawn = std::max(most_drawn, plain[i]);
+      }
+    }
+    CHECK(most_drawn < least_certain);
+    // Ties within a sixteenth of a power of 2 come together.
+    CHECK(std::abs(certain - 100.0 * share) < 12.0);
+    CHECK(std::abs(sum_of(pi) - 100.0) < kTauStep * 100.0);
+    // Those that are drawn keep their proportions.
+    for (std::size_t i = 1; i < pi.size(); ++i) {
+      if (pi[i] == 1.0 || pi[i - 1] == 1.0 || std::min(pi[i], pi[i - 1]) < 0.01) continue;
+      CHECK(pi[i] / pi[i - 1] == doctest::Approx(plain[i] / plain[i - 1]).epsilon(0.15));
+    }
+  }
+  // Less than what is certain anyway changes nothing.
+  const Setting sharp({.query_scale = 4.0});
+  CHECK(design(sharp, {.budget = {.tokens = 100}, .certain = 0.01}) ==
+        design(sharp, {.budget = {.tokens = 100}}));
 }
 
 TEST_CASE_TEMPLATE("SignatureSampler.draws_anew_for_every_noise_key_and_the_same_for_the_same",
@@ -694,7 +730,10 @@ TEST_CASE_TEMPLATE("SignatureSampler.refuses_what_is_out_of_bounds", Sampler,
         SignatureSamplerConfig{.budget = {.tokens = 5}, .temperature = nan},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .least = -0.1},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .least = 1.5},
-        SignatureSamplerConfig{.budget = {.tokens = 5}, .least = nan}}) {
+        SignatureSamplerConfig{.budget = {.tokens = 5}, .least = nan},
+        SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = -0.1},
+        SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = 1.0},
+        SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = nan}}) {
     CHECK(Sampler::create(*s.rotation, 2, config).status().code() == ErrorCode::kInvalidArgument);
   }
   for (const int bits : {0, 5}) {

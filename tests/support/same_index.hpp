@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether two indexes hold the same: ranges, centres, norms and the ids in every bucket.
+// Whether two indexes hold the same: ranges, centres, norms, the ids in every bucket or every code.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "magicpig/core/signature_ops.hpp"
 #include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/index/signatures.hpp"
 
 namespace magicpig::test {
 
@@ -49,6 +51,49 @@ template <class Family>
       if (!same_segment(a.segment(s, h), b.segment(s, h), a.family().tables(), buckets)) {
         return "buckets";
       }
+    }
+  }
+  return nullptr;
+}
+
+/// Four bits of a token in one row of a block, token t of it being that of `place`.
+[[nodiscard]] inline int code_bits(const std::uint8_t* row, const CodePlace& place) {
+  return place.upper == 0 ? row[place.byte] & 15 : row[place.byte] >> 4;
+}
+
+/// Codes, factors and norms of the tokens of one segment; what lies behind them is left out.
+[[nodiscard]] inline const char* segment_difference(const SignatureSegment& a,
+                                                    const SignatureSegment& b, int tokens,
+                                                    int rows) {
+  if (a.largest_factor != b.largest_factor) return "largest factor";
+  for (int t = 0; t < tokens; ++t) {
+    if (a.factors.data()[t].bits != b.factors.data()[t].bits) return "factors";
+    if (a.value_norms.size() != 0 && a.value_norms.data()[t] != b.value_norms.data()[t]) {
+      return "value norms";
+    }
+    const CodePlace place = CodePlace::of(t % kSignatureBlock);
+    for (int r = 0; r < rows; ++r) {
+      const std::int64_t at = (std::int64_t{t / kSignatureBlock} * rows + r) * 64;
+      if (code_bits(a.codes.data() + at, place) != code_bits(b.codes.data() + at, place)) {
+        return "codes";
+      }
+    }
+  }
+  return nullptr;
+}
+
+/// The same for signatures of one rotation and config.
+template <class Rotation>
+[[nodiscard]] const char* index_difference(const Signatures<Rotation>& a,
+                                           const Signatures<Rotation>& b) {
+  if (a.indexed() != b.indexed()) return "range";
+  if (a.indexed().empty()) return nullptr;
+  for (int h = 0; h < a.kv_heads(); ++h) {
+    if (!same_floats(a.centre(h), b.centre(h), a.dim())) return "centre";
+    for (int s = 0; s < a.segment_count(); ++s) {
+      const char* difference = segment_difference(a.segment(s, h), b.segment(s, h),
+                                                  a.segment_tokens(s), a.rows_per_block());
+      if (difference != nullptr) return difference;
     }
   }
   return nullptr;

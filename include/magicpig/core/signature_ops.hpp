@@ -67,8 +67,9 @@ struct ScoreRule {
   static constexpr int kSteps = 16;  ///< of a score per power of 2
   static constexpr std::uint32_t kCertain = 65536;
 
-  std::int16_t tau = 0;        ///< scores from here on are certain
-  std::int16_t longest = 255;  ///< gaps beyond this count as this; -1: everything is certain
+  std::int16_t tau = 0;                   ///< scores from here on are certain
+  std::int16_t longest = 255;             ///< gaps beyond this count as this; -1: all is certain
+  std::int16_t certain_from = INT16_MAX;  ///< scores from here on are certain, below tau as well
 
   /// In units of 2^-16: 1 from tau on, and `gap` sixteenths of a power of 2 and one below it about
   /// 2^-((gap + 1) / 16), with a mantissa of 5 bits; at least 2^-16.
@@ -76,9 +77,13 @@ struct ScoreRule {
     if (gap < 0) return kCertain;
     return static_cast<std::uint32_t>(((31 - (gap & 15)) << 11) >> (gap >> 4));
   }
+  /// The least score that is certain.
+  [[nodiscard]] constexpr std::int16_t first_certain() const {
+    return longest < 0 ? INT16_MIN : certain_from < tau ? certain_from : tau;
+  }
   [[nodiscard]] constexpr int gap(std::int16_t score) const {
-    const int gap = tau - 1 - score;
-    return gap < longest ? (gap < -1 ? -1 : gap) : longest;
+    if (score >= first_certain()) return -1;
+    return tau - 1 - score < longest ? tau - 1 - score : longest;
   }
 };
 

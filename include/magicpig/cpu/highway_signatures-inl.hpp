@@ -375,14 +375,15 @@ class HighwaySignatureOps {
   HWY_INLINE static WordVector units_of(const std::int16_t* scores, const ScoreRule& rule) {
     const Shorts d;
     const Words du;
+    const ShortVector score = hn::LoadU(d, scores);
     const ShortVector below =
-        hn::SaturatedSub(hn::Set(d, static_cast<std::int16_t>(rule.tau - 1)), hn::LoadU(d, scores));
+        hn::SaturatedSub(hn::Set(d, static_cast<std::int16_t>(rule.tau - 1)), score);
     const ShortVector gap = hn::Min(below, hn::Set(d, rule.longest));
-    const ShortVector zero = hn::Zero(d);
-    const WordVector steps = hn::BitCast(du, hn::Max(gap, zero));
+    const WordVector steps = hn::BitCast(du, hn::Max(gap, hn::Zero(d)));
     const WordVector mantissa = hn::Xor(hn::And(steps, hn::Set(du, 15)), hn::Set(du, 31));
     const WordVector units = shift_right(hn::ShiftLeft<11>(mantissa), hn::ShiftRight<4>(steps));
-    return hn::IfThenZeroElse(hn::RebindMask(du, hn::Lt(gap, zero)), units);
+    const auto is_uncertain = hn::Lt(score, hn::Set(d, rule.first_certain()));
+    return hn::IfThenElseZero(hn::RebindMask(du, is_uncertain), units);
   }
 
   // v >> bits, bits below 16.

@@ -365,9 +365,10 @@ class XsimdSignatureOps : XsimdIntegers {
     alignas(16) static constexpr std::uint8_t kPowers[16] = {128, 64, 32, 16, 8, 4, 2, 1};
     const int lowest = rule.tau - 1 - rule.longest;
     const Shorts longest(static_cast<std::int16_t>(lowest > -32768 ? lowest : -32768));
-    const Shorts score = (xsimd::max)(Shorts::load_unaligned(scores), longest);
+    const Shorts score = Shorts::load_unaligned(scores);
     const Shorts tau(rule.tau);
-    const Shorts gap = tau - Shorts(1) - (xsimd::min)(score, tau);  // from -1 to rule.longest
+    // From -1 to rule.longest.
+    const Shorts gap = tau - Shorts(1) - (xsimd::min)((xsimd::max)(score, longest), tau);
     // With k = gap >> 4 units are 2^(15 - k), of which one byte is 0 and k or k - 8 is the other's
     // place in the table, and of that power 15 - gap % 16 sixteenths.
     const auto steps = std::bit_cast<Words>(gap);
@@ -375,7 +376,9 @@ class XsimdSignatureOps : XsimdIntegers {
     const auto power =
         std::bit_cast<Words>(look_up(table_of(kPowers), std::bit_cast<Bytes>(places)));
     const Words units = power + upper_product(power, (steps << 12) ^ Words(0xf000));
-    return (units - Words(1)) | std::bit_cast<Words>(gap >> 15);  // all ones where gap < 0
+    const Shorts limit = std::bit_cast<Shorts>(units - Words(1));
+    return std::bit_cast<Words>(
+        xsimd::select(score >= Shorts(rule.first_certain()), Shorts(-1), limit));
   }
 
   // Score i is drawn if number(limits of scores i to i + 7, i) is within its limit.

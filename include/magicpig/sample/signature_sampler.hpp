@@ -32,6 +32,10 @@ struct SignatureSamplerConfig {
   /// No token's probability is below this, nor below 2^-16: no weight exceeds its inverse. In
   /// [0, 1]; its rows come on top of the budget.
   double least = 0.0;
+  /// Share of the budget, in [0, 1), for the tokens of the largest scores: they are certain, and
+  /// the rest of the budget is for the others (two stages, one scan). Tokens that reach tau are
+  /// certain anyway, so that a share below theirs changes nothing.
+  double certain = 0.0;
 };
 
 /// How far an estimated logit is to be trusted with codes of 1 to 4 bits. The best guess of a logit
@@ -41,6 +45,14 @@ struct SignatureSamplerConfig {
 [[nodiscard]] constexpr double code_temperature(int bits) {
   constexpr std::array<double, Levels::kMaxBits> kTemperatures = {0.65, 0.8, 0.9, 0.95};
   return kTemperatures[static_cast<std::size_t>(bits - 1)];
+}
+
+/// How many of n < 2^16 scores reach `least`, in units of 2^-16.
+template <class Ops>
+[[nodiscard]] std::uint64_t count_from(const std::int16_t* scores, int n, std::int16_t least) {
+  // So far below tau the others have 2^-16 each, which comes to less than one.
+  const ScoreRule rule{.tau = INT16_MAX, .certain_from = least};
+  return Ops::expected(scores, n, rule) / ScoreRule::kCertain * ScoreRule::kCertain;
 }
 
 /// What selections that draw each token with its probability have in common.
@@ -76,7 +88,7 @@ class SignatureSampler {
   static constexpr int kPilotBlocks = 64;
 
   /// For indexes over `rotation` of `bits` bits per dimension. Errors: as Budget::check(); a
-  /// temperature or `least` outside its bounds; bits outside [1, 4].
+  /// temperature, `least` or `certain` outside its bounds; bits outside [1, 4].
   template <class Rotation>
   [[nodiscard]] static Result<SignatureSampler> create(
       const Rotation& rotation, int bits, const SignatureSamplerConfig& config) noexcept {
@@ -89,6 +101,10 @@ class SignatureSampler {
     if (!(config.least >= 0.0 && config.least <= 1.0)) {
       return Status::error(ErrorCode::kInvalidArgument, "least %g must lie in [0, 1]",
                            config.least);
+    }
+    if (!(config.certain >= 0.0 && config.certain < 1.0)) {
+      return Status::error(ErrorCode::kInvalidArgument, "certain %g must lie in [0, 1)",
+                           config.certain);
     }
     if (bits < 1 || bits > Levels::kMaxBits) {
       return Status::error(ErrorCode::kInvalidArgument, "bits %d must lie in [1, %d]", bits,
@@ -185,8 +201,7 @@ class SignatureSampler {
 
     Candidates<KnownInclusion> draw(TokenId budget) {
       read_pilot();
-      rule_.longest = sampler_.longest_;
-      rule_.tau = threshold(budget);
+      choose_rule(budget);
       int pilot = 0;  // the next one
       for (int block = 0; block < blocks_;) {
         if (pilot < pilots_ && block == pilot_block(pilot)) {
@@ -240,14 +255,31 @@ class SignatureSampler {
     }
     static constexpr int kLogCertain = 16 * 16;
 
-    // tau for which the pilot's expectation is its share of the budget, to the nearest step. The
-    // first rounds move tau by what would be right if no more tokens became certain, which takes
-    // three or four; where most are, halving the bounds is faster.
-    std::int16_t threshold(TokenId budget) const {
+    // certain_from and tau for which the pilot has its share of the budget.
+    void choose_rule(TokenId budget) {
+      const std::int16_t* pilot = scratch_.pilot;
       const int n = pilots_ * kSignatureBlock;
       const std::uint64_t target =
           static_cast<std::uint64_t>(budget) * static_cast<std::uint64_t>(pilot_tokens()) *
           ScoreRule::kCertain / static_cast<std::uint64_t>(input_.index.indexed().size());
+      const double certain = sampler_.config_.certain;
+      if (certain > 0.0) {
+        const auto first = static_cast<std::uint64_t>(certain * static_cast<double>(target));
+        rule_.certain_from =
+            threshold(first, [=](std::int16_t least) { return count_from<Ops>(pilot, n, least); });
+      }
+      rule_.tau = threshold(target, [=, from = rule_.certain_from](std::int16_t tau) {
+        return Selection::template expected<Ops>(pilot, n, {.tau = tau, .certain_from = from});
+      });
+      rule_.longest = sampler_.longest_;
+    }
+
+    // The score from which on rows(score) of the pilot are `target`, to the nearest step. The first
+    // rounds move it by what would be right if no more tokens became certain, which takes three or
+    // four; where most are, halving the bounds is faster.
+    template <class Rows>
+    [[nodiscard]] std::int16_t threshold(std::uint64_t target, const Rows& rows_from) const {
+      const int n = pilots_ * kSignatureBlock;
       const int wanted = log2_of(target > 0 ? target : 1);
       int tau = Ops::largest_score(scratch_.pilot, n);
       int low = -32767;      // everything is certain
@@ -255,8 +287,7 @@ class SignatureSampler {
       std::uint64_t above = static_cast<std::uint64_t>(n) * ScoreRule::kCertain;
       std::uint64_t below = 0;
       for (int round = 0; high - low > 1; ++round) {
-        const std::uint64_t rows = Selection::template expected<Ops>(
-            scratch_.pilot, n, {.tau = static_cast<std::int16_t>(tau), .longest = 255});
+        const std::uint64_t rows = rows_from(static_cast<std::int16_t>(tau));
         const bool enough = rows >= target;
         (enough ? low : high) = tau;
         (enough ? above : below) = rows;

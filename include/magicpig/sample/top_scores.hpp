@@ -3,7 +3,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstdint>
 
 #include "magicpig/core/signature_ops.hpp"
@@ -16,7 +15,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Reads the tokens whose scores reach tau, and no others: as methods do that learn their hashes.
 /// Biased, and nothing says by how much. Tokens with the score nearest tau come all or not at all,
 /// so that their number is the budget but for ties within a sixteenth of a power of 2; beyond 8,192
-/// tokens it is that of the pilot. SignatureSamplerConfig::least has no effect.
+/// tokens it is that of the pilot. `least` and `certain` of the config have
+/// no effect.
 class TopScoresSelection {
  public:
   static constexpr bool kUnbiased = false;
@@ -27,32 +27,19 @@ class TopScoresSelection {
   template <class Ops>
   void draw(const std::int16_t* scores, int n, const ScoreRule& rule, TokenId,
             std::uint64_t* drawn) const {
-    draw<Ops>(scores, n, rule, drawn);
+    // No probability but certainty exceeds the largest noise.
+    std::array<std::uint16_t, kSignatureBlock> noise;
+    noise.fill(UINT16_MAX);
+    for (int i = 0; i < n; i += kSignatureBlock) {
+      Ops::draw_poisson(scores + i, kSignatureBlock, rule, noise.data(), drawn + i / 64);
+    }
   }
 
   /// Scores that reach tau, in units of 2^-16.
   template <class Ops>
   [[nodiscard]] static std::uint64_t expected(const std::int16_t* scores, int n,
                                               const ScoreRule& rule) {
-    std::uint64_t count = 0;
-    for (int i = 0; i < n; i += kSignatureBlock) {
-      std::uint64_t drawn[kSignatureBlock / 64];
-      draw<Ops>(scores + i, kSignatureBlock, rule, drawn);
-      for (const std::uint64_t word : drawn)
-        count += static_cast<std::uint64_t>(std::popcount(word));
-    }
-    return count * ScoreRule::kCertain;
-  }
-
- private:
-  // No probability but certainty exceeds the largest noise.
-  template <class Ops>
-  static void draw(const std::int16_t* scores, int n, const ScoreRule& rule, std::uint64_t* drawn) {
-    std::array<std::uint16_t, kSignatureBlock> noise;
-    noise.fill(UINT16_MAX);
-    for (int i = 0; i < n; i += kSignatureBlock) {
-      Ops::draw_poisson(scores + i, kSignatureBlock, rule, noise.data(), drawn + i / 64);
-    }
+    return count_from<Ops>(scores, n, rule.first_certain());
   }
 };
 
