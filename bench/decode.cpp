@@ -193,7 +193,7 @@ void register_decode(Harness& harness, const WorkloadShape& shape, bool all) {
 
 // Shape by shape, since a workload lives until another one is wanted.
 void register_all(Harness& harness, bool all) {
-  for (const TokenId tokens : {1024, 2048, 4096, 8192, 32768, 98304, 131072}) {
+  for (const TokenId tokens : {1024, 2048, 4096, 8192, 32768, 98304, 131072, 1048576}) {
     for (const int dim : {64, 128}) {
       for (const int group : {1, 4, 8}) {
         const WorkloadShape shape{.tokens = tokens, .head_dim = dim, .group = group};

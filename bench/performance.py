@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 
-TOKENS = (1024, 2048, 4096, 8192, 32768, 98304, 131072)
+TOKENS = (1024, 2048, 4096, 8192, 32768, 98304, 131072, 1048576)
 LONG = 98304
-METHODS = ("exact", "tables", "published", "probing")
+METHODS = ("exact", "tables", "published", "probing", "signatures_1bit", "signatures_2bit")
+SIGNATURE_STAGES = [f"{stage}/bits:{bits}" for bits in (1, 2) for stage in ("draw_signatures", "attend/signatures")]
 PEAK = "G_multiply_adds_per_s_1_thread"
 READ = {1: "read_GB_per_s_1_thread", 2: "read_GB_per_s_2_threads"}
 
@@ -31,14 +32,18 @@ def shape(n, dim=128, group=4, dtype="bf16"):
 def runs():
     """Filters, each for one process."""
     for n in TOKENS:
+        yield f"^decode/(exact|signatures_[12]bit)/{shape(n)}/threads:[12]/"
+    for n in TOKENS[:-1]:  # tables of a million tokens take minutes to build
         yield f"^decode/(exact|tables|published)/{shape(n)}/threads:[12]/"
         yield f"^decode/(exact|probing)/{shape(n)}/threads:[12]/"
     for dim, group in ((128, 1), (128, 8), (64, 1), (64, 4), (64, 8)):
         yield f"^decode/(exact|tables|published)/{shape(LONG, dim, group)}/threads:1/"
     for dtype in ("fp16", "f32", "q8_0"):
         yield f"^decode/(exact|tables)/{shape(32768, dtype=dtype)}/threads:1/"
-    yield f"^stage/(retrieve|attend/.*)/{shape(LONG)}/"
+    yield f"^stage/(retrieve|attend/(candidates|exact))/{shape(LONG)}/"
+    yield f"^stage/(draw_signatures|attend/signatures)/bits:[12]/{shape(LONG)}/"
     yield f"^stage/(build|append/tokens:1024)/n:{LONG}/dim:128/bf16/threads:[12]"
+    yield f"^stage/build_signatures/bits:[12]/{shape(LONG)}/threads:[12]"
 
 
 def measure(decode, repetitions, chosen_runs, figures):
@@ -163,30 +168,25 @@ class Report:
         ]
         return [["n", "method", "threads", *self.HEAD], *filter(None, rows)]
 
+    SPEEDUPS = (
+        ("exact", "tables"),
+        ("exact", "probing"),
+        ("exact", "signatures_1bit"),
+        ("exact", "signatures_2bit"),
+        ("published", "exact"),
+        ("published", "tables"),
+        ("published", "signatures_1bit"),
+    )
+
     def speedup_table(self):
         rows = []
         for n in TOKENS:
             for threads in (1, 2):
-                found = {method: self.run(method, threads, n=n) for method in METHODS}
-                if None in found.values():
-                    continue
-                us = {method: run["us"] for method, run in found.items()}
-                rows.append(
-                    [
-                        f"{n:,}",
-                        str(threads),
-                        *(
-                            f"{us[a] / us[b]:.2f}"
-                            for a, b in (
-                                ("exact", "tables"),
-                                ("exact", "probing"),
-                                ("published", "tables"),
-                                ("published", "exact"),
-                            )
-                        ),
-                    ]
-                )
-        return [["n", "threads", "exact / tables", "exact / probing", "published / tables", "published / exact"], *rows]
+                runs = [[self.run(method, threads, n=n) for method in pair] for pair in self.SPEEDUPS]
+                if any(None not in pair for pair in runs):
+                    ratios = ("" if None in pair else f"{pair[0]['us'] / pair[1]['us']:.2f}" for pair in runs)
+                    rows.append([f"{n:,}", str(threads), *ratios])
+        return [["n", "threads", *(f"{slow} / {fast}" for slow, fast in self.SPEEDUPS)], *rows]
 
     def shapes_table(self):
         rows = [
@@ -207,29 +207,32 @@ class Report:
 
     def stages_table(self):
         rows = []
-        for stage in ("retrieve", "attend/candidates", "attend/exact"):
+        for stage in ("retrieve", "attend/candidates", "attend/exact", *SIGNATURE_STAGES):
             run = self.runs.get(f"stage/{stage}/{shape(LONG)}")
             if run is None:
                 continue
-            bound = self.bound_us(run) if run.get("bytes") else None
+            bound = self.bound_us(run)
             rows.append(
                 [
                     stage,
                     f"{run['us'] / 1e3:.3f}",
-                    *(
-                        [f"{run['bytes'] / 1e6:.1f}", f"{bound / 1e3:.3f}", f"{run['us'] / bound:.2f}"]
-                        if bound
-                        else ["", "", ""]
-                    ),
+                    f"{run['bytes'] / 1e6:.1f}",
+                    f"{bound / 1e3:.3f}",
+                    f"{run['us'] / bound:.2f}",
                 ]
             )
         return [["stage", "ms", "MB read", "bound, ms", "time / bound"], *rows]
 
     def index_table(self):
         rows = []
-        for stage, name in (("build", "build"), ("append/tokens:1024", "append 1,024 tokens")):
+        for name, stage in (
+            ("tables: build", f"build/n:{LONG}/dim:128/bf16"),
+            ("tables: append 1,024 tokens", f"append/tokens:1024/n:{LONG}/dim:128/bf16"),
+            ("signatures, 1 bit: build", f"build_signatures/bits:1/{shape(LONG)}"),
+            ("signatures, 2 bits: build", f"build_signatures/bits:2/{shape(LONG)}"),
+        ):
             for threads in (1, 2):
-                run = self.runs.get(f"stage/{stage}/n:{LONG}/dim:128/bf16/threads:{threads}")
+                run = self.runs.get(f"stage/{stage}/threads:{threads}")
                 if run:
                     rows.append([name, str(threads), f"{run['us'] / 1e3:.1f}", f"{run['bytes'] / 1e6:.1f}"])
         return [["stage", "threads", "ms", "MB of index"], *rows]
@@ -251,14 +254,30 @@ def write_tables(page, tables):
     page.write_text(text)
 
 
-COLOURS = {"exact": "#000000", "tables": "#D55E00", "published": "#999999", "probing": "#0072B2"}
+COLOURS = {
+    "exact": "#000000",
+    "tables": "#D55E00",
+    "published": "#999999",
+    "probing": "#0072B2",
+    "signatures_1bit": "#009E73",
+    "signatures_2bit": "#CC79A7",
+}
 LABELS = {
     "exact": "exact",
     "tables": "tables (10, 150)",
     "published": "published algorithm (10, 150)",
     "probing": "tables (12, 48), r = 1",
+    "signatures_1bit": "signatures, 1 bit, 2 % of the rows",
+    "signatures_2bit": "signatures, 2 bits, 1 % of the rows",
 }
-MARKERS = {"exact": "s", "tables": "D", "published": "v", "probing": "o"}
+MARKERS = {
+    "exact": "s",
+    "tables": "D",
+    "published": "v",
+    "probing": "o",
+    "signatures_1bit": "^",
+    "signatures_2bit": "P",
+}
 
 
 def draw_tokens(pyplot, report, path):
@@ -268,6 +287,8 @@ def draw_tokens(pyplot, report, path):
         for method in METHODS:
             found = [(n, report.run(method, threads, n=n)) for n in TOKENS]
             points = [(n, run["us"] / 1e3) for n, run in found if run]
+            if not points:
+                continue
             axes.plot(*zip(*points), color=COLOURS[method], marker=MARKERS[method], markersize=5, label=LABELS[method])
         found = [(n, report.run("exact", threads, n=n)) for n in TOKENS]
         bounds = [(n, report.bound_us(run, threads) / 1e3) for n, run in found if run]

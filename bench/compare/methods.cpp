@@ -21,7 +21,9 @@ std::span<const Method> all_methods() {
        table_settings},
       {"signatures", "one draw per KV head by packed codes of 1 to 4 bits per dimension",
        signature_settings},
-      {"signature_draws", "other draws by codes of 2 bits: independent ones, and TopK of the score",
+      {"signature_draws",
+       "codes of 2 bits drawn from otherwise: independent draws, TopK of the score, a certain "
+       "share; Haar rotation",
        signature_draw_settings},
   }};
   return kMethods;

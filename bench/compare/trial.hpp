@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <typeindex>
 #include <utility>
 #include <vector>
 
@@ -41,9 +42,10 @@ struct Tables {
 };
 
 /// Codes over the middle of a capture, with their rotation.
+template <class Rotation>
 struct Codes {
-  std::unique_ptr<HadamardRotation> rotation;  // stays where it is: the index refers to it
-  std::optional<Signatures<HadamardRotation>> index;
+  std::unique_ptr<Rotation> rotation;  // stays where it is: the index refers to it
+  std::optional<Signatures<Rotation>> index;
 };
 
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
@@ -82,29 +84,16 @@ class Workbench {
   /// Tables of K = `bits` and L = `tables` whose planes come from `seed`; built when first asked
   /// for, and kept until something of another seed is.
   [[nodiscard]] Result<const Tables*> tables(int bits, int tables, std::uint64_t seed) {
-    forget_others(seed);
-    std::unique_ptr<Tables>& slot = tables_[{bits, tables}];
-    if (slot == nullptr) {
-      auto made = std::make_unique<Tables>();
-      const Status status = build(
-          {.dim = capture_.shape().head_dim, .bits = bits, .tables = tables, .seed = seed}, *made);
-      if (!status.ok()) return status;
-      slot = std::move(made);
-    }
-    return static_cast<const Tables*>(slot.get());
+    const HashConfig config{
+        .dim = capture_.shape().head_dim, .bits = bits, .tables = tables, .seed = seed};
+    return kept<Tables>({bits, tables}, seed, [&](Tables& made) { return build(config, made); });
   }
 
   /// The same of codes of `bits` bits per dimension, with the norms of values.
-  [[nodiscard]] Result<const Codes*> codes(int bits, std::uint64_t seed) {
-    forget_others(seed);
-    std::unique_ptr<Codes>& slot = codes_[bits];
-    if (slot == nullptr) {
-      auto made = std::make_unique<Codes>();
-      const Status status = build(bits, seed, *made);
-      if (!status.ok()) return status;
-      slot = std::move(made);
-    }
-    return static_cast<const Codes*>(slot.get());
+  template <class Rotation>
+  [[nodiscard]] Result<const Codes<Rotation>*> codes(int bits, std::uint64_t seed) {
+    return kept<Codes<Rotation>>({bits, 0}, seed,
+                                 [&](Codes<Rotation>& made) { return build(bits, seed, made); });
   }
 
  private:
@@ -117,26 +106,33 @@ class Workbench {
     for (std::int64_t i = 0; i < queries; ++i) rows_.push_back(static_cast<int>(i * last / steps));
   }
 
-  void forget_others(std::uint64_t seed) {
-    if (seed == seed_) return;
-    tables_.clear();
-    codes_.clear();
+  // What build(made) made with these settings and this seed; all of another seed is forgotten.
+  template <class Made, class Build>
+  Result<const Made*> kept(std::pair<int, int> settings, std::uint64_t seed, const Build& build) {
+    if (seed != seed_) kept_.clear();
     seed_ = seed;
+    std::shared_ptr<void>& slot = kept_[{std::type_index(typeid(Made)), settings}];
+    if (slot == nullptr) {
+      auto made = std::make_shared<Made>();
+      const Status status = build(*made);
+      if (!status.ok()) return status;
+      slot = std::move(made);
+    }
+    return static_cast<const Made*>(slot.get());
   }
 
-  Status build(int bits, std::uint64_t seed, Codes& codes) const {
-    Result<HadamardRotation> rotation = HadamardRotation::create(capture_.shape().head_dim, seed);
+  template <class Rotation>
+  Status build(int bits, std::uint64_t seed, Codes<Rotation>& codes) const {
+    Result<Rotation> rotation = Rotation::create(capture_.shape().head_dim, seed);
     if (!rotation.ok()) return rotation.status();
-    codes.rotation = std::make_unique<HadamardRotation>(std::move(*rotation));
-    auto index = Signatures<HadamardRotation>::create(*codes.rotation,
-                                                      {.kv_heads = capture_.shape().kv_heads,
+    codes.rotation = std::make_unique<Rotation>(std::move(*rotation));
+    auto index =
+        Signatures<Rotation>::create(*codes.rotation, {.kv_heads = capture_.shape().kv_heads,
                                                        .bits = bits,
                                                        .value_dim = capture_.shape().value_dim});
     if (!index.ok()) return index.status();
     codes.index.emplace(std::move(*index));
-    return capture_.with_key_values([&](const auto& key_values) {
-      return codes.index->build(make_backend<Ops>(pool_), key_values, middle_);
-    });
+    return build_middle(*codes.index);
   }
 
   Status build(const HashConfig& config, Tables& tables) const {
@@ -147,8 +143,13 @@ class Workbench {
         BucketTables<SimHash>::create(*tables.family, {.kv_heads = capture_.shape().kv_heads});
     if (!index.ok()) return index.status();
     tables.index.emplace(std::move(*index));
+    return build_middle(*tables.index);
+  }
+
+  template <class IndexType>
+  Status build_middle(IndexType& index) const {
     return capture_.with_key_values([&](const auto& key_values) {
-      return tables.index->build(make_backend<Ops>(pool_), key_values, middle_);
+      return index.build(make_backend<Ops>(pool_), key_values, middle_);
     });
   }
 
@@ -158,8 +159,7 @@ class Workbench {
   std::vector<int> rows_;
   Reference reference_;
   std::uint64_t seed_ = 0;
-  std::map<std::pair<int, int>, std::unique_ptr<Tables>> tables_;
-  std::map<int, std::unique_ptr<Codes>> codes_;
+  std::map<std::pair<std::type_index, std::pair<int, int>>, std::shared_ptr<void>> kept_;
 };
 
 /// One seed of one setting. A method makes its sampler and calls decode(), once.
