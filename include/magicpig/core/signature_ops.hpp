@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam for a SIMD library where signatures are scanned: integers in, the same integers out.
+// The seam for a SIMD library where signatures are made and scanned: the same bits from each.
 #pragma once
 
 #include <concepts>

@@ -159,12 +159,12 @@ class HadamardRotation {
       const std::int32_t sign = signs[j];
       std::int32_t row[kLanes];  // of its own, so that compilers need not fear that it is `signs`
       std::memcpy(row, x + j * kLanes, sizeof row);
-      for (int l = 0; l < kLanes; ++l) {
-        row[l] = (row[l] ^ sign) - sign;
-        if (!is_odd()) continue;
-        row[l] = static_cast<std::int32_t>((std::int64_t{row[l]} * kSqrtHalf + (1 << 29)) >> 30);
-      }
+      for (int l = 0; l < kLanes; ++l) row[l] = (row[l] ^ sign) - sign;
       std::memcpy(x + j * kLanes, row, sizeof row);
+    }
+    if (!is_odd()) return;
+    for (int j = from * kLanes; j < to * kLanes; ++j) {
+      x[j] = static_cast<std::int32_t>((std::int64_t{x[j]} * kSqrtHalf + (1 << 29)) >> 30);
     }
   }
 

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/version.hpp"
@@ -24,6 +27,11 @@ void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange toke
     TokenId t = tokens.begin;
     // Eight rows at a time, as sums are read and written once for all of them.
     for (; t + 8 <= tokens.end; t += 8) {
+      for (TokenId next = t + 16; next < t + 24 && next < tokens.end; ++next) {
+        const auto* from = row(h, next);
+        prefetch_far(
+            from, row_bytes<std::remove_cvref_t<decltype(*from)>>(static_cast<std::size_t>(dim)));
+      }
       const auto* r0 = row(h, t);
       const auto* r1 = row(h, t + 1);
       const auto* r2 = row(h, t + 2);

@@ -321,6 +321,7 @@ class Signatures {
     TokenId begin = 0;
     int first = 0;
     int last = kLanes;
+    TokenId end = 0;  // of all tokens that there are
   };
 
   template <class Backend, KeyValueSource Source>
@@ -342,14 +343,9 @@ class Signatures {
         const Lanes lanes{.kv_head = kv_head,
                           .begin = t,
                           .first = begin > t ? begin - t : 0,
-                          .last = end - t < kLanes ? end - t : kLanes};
+                          .last = end - t < kLanes ? end - t : kLanes,
+                          .end = end};
         if (lanes.first >= kLanes) continue;
-        if (t + kLanes < end) {
-          const TokenId rest = end - t - kLanes;
-          prefetch_lanes(
-              source,
-              {.kv_head = kv_head, .begin = t + kLanes, .last = rest < kLanes ? rest : kLanes});
-        }
         if (encode_lanes<typename Backend::Ops>(source, lanes, scratch)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
@@ -371,16 +367,20 @@ class Signatures {
   template <class Ops, KeyValueSource Source>
   bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch) {
     std::uint32_t largest[kLanes];
+    prefetch_keys(source, lanes, 0);
     if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
     Rotated results[kLanes];
+    prefetch_keys(source, lanes, 4);
     rotate_lanes<Ops>(*rotation_, scratch.centred, largest, scratch.rotated, scratch.one,
                       scratch.one_rotated, results);
     std::int64_t dots[kLanes];
     SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
     const int at = lanes.begin % kSignatureSegment;
+    prefetch_keys(source, lanes, 8);
     quantise<Ops>(scratch.rotated, results, lanes,
                   segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64,
                   dots);
+    prefetch_keys(source, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
       const double factor = dots[l] > 0 ? results[l].unit * static_cast<double>(results[l].square) /
                                               static_cast<double>(dots[l])
@@ -390,8 +390,14 @@ class Signatures {
     }
     if (config_.value_dim == 0) return true;
     const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
+    const auto bytes =
+        row_bytes<typename Source::Scalar>(static_cast<std::size_t>(config_.value_dim));
     for (int l = lanes.first; l < lanes.last; ++l) {
-      const auto* value = source.value(lanes.kv_head, range_.begin + lanes.begin + l);
+      const TokenId token = range_.begin + lanes.begin + l;
+      const auto* value = source.value(lanes.kv_head, token);
+      if (lanes.begin + l + kLanes < lanes.end) {
+        prefetch_far(source.value(lanes.kv_head, token + kLanes), bytes);
+      }
       segment.value_norms.data()[at + l] =
           value_norm(Ops::squared_distance(value, mean, config_.value_dim));
     }
@@ -412,16 +418,14 @@ class Signatures {
     return *std::max_element(largest, largest + kLanes) < 0x7f800000U;
   }
 
-  // Asks for the keys and values of lanes, some of which may be behind the last token.
+  // Asks for the keys of four of the next lanes: a few at a time, so that memory has answered
+  // before the next are asked for.
   template <KeyValueSource Source>
-  void prefetch_lanes(const Source& source, const Lanes& lanes) const {
-    const auto key_bytes = row_bytes<typename Source::Scalar>(static_cast<std::size_t>(dim()));
-    const auto value_bytes =
-        row_bytes<typename Source::Scalar>(static_cast<std::size_t>(config_.value_dim));
-    for (int l = 0; l < lanes.last; ++l) {
-      const TokenId token = range_.begin + lanes.begin + l;
-      prefetch_far(source.key(lanes.kv_head, token), key_bytes);
-      if (value_bytes != 0) prefetch_far(source.value(lanes.kv_head, token), value_bytes);
+  void prefetch_keys(const Source& source, const Lanes& lanes, int first) const {
+    const auto bytes = row_bytes<typename Source::Scalar>(static_cast<std::size_t>(dim()));
+    const TokenId begin = lanes.begin + kLanes + first;
+    for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
+      prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);
     }
   }
 
