@@ -200,10 +200,11 @@ void add_signature_runs(const std::string& backend) {
       Ops::draw_poisson(data.log_sums.data(), kTokens, kRule, data.noise.data(), data.drawn);
     });
   });
-  add_run("transform_hadamard/" + backend, [](State& state) {
+  add_run("transform_lanes/" + backend, [](State& state) {
     std::vector<std::int32_t> x(std::size_t{kDim} * kRotationLanes);
-    time_calls(state,
-               [&] { Ops::transform_hadamard(x.data(), kDim * kRotationLanes, kRotationLanes); });
+    const std::vector<std::int32_t> signs(kDim, -1);
+    const LaneTransform transform{.signs = signs.data(), .count = kDim, .shift = 4};
+    time_calls(state, [&] { Ops::transform_lanes(transform, x.data()); });
   });
 }
 

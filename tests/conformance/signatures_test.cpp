@@ -11,11 +11,13 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "backends.hpp"
 #include "guarded.hpp"
 #include "magicpig/cpu/scalar_signatures.hpp"
+#include "magicpig/hash/levels.hpp"
 #include "random.hpp"
 #include "row_batch.hpp"
 
@@ -656,6 +658,268 @@ TEST_CASE_TEMPLATE("draws take what is certain whatever the noise, and only by i
   }
 }
 
+constexpr int kLaneDims[] = {1, 3, 8, 31, 32, 65, 72, 96, 128, 257};
+
+// Rows of T in lanes, among them some of extreme values and, where wanted, some not finite.
+template <class T>
+struct LaneRows {
+  LaneRows(int dim, Random& random) {
+    for (int l = 0; l < kRotationLanes; ++l) {
+      std::vector<T> row(row_elements<T>(dim));
+      fill_row(random, row.data(), dim);
+      if (l % 5 == 1) put_scalar(row.data(), random.below(dim), l == 1 ? 0.0F : 60000.0F);
+      if constexpr (!std::is_same_v<T, fp16> && !std::is_same_v<T, q8_0>) {
+        if (l == 2) put_scalar(row.data(), dim - 1, 3e38F);
+        if (l == 3) put_scalar(row.data(), random.below(dim), 1e-40F);
+      }
+      rows.push_back(
+          std::make_unique<Placed<T>>(row, l % 3, l % 3 == 0 ? Guard::kBehind : Guard::kBefore));
+      pointers.push_back(rows.back()->data());
+    }
+    for (int j = 0; j < dim; ++j) centre.push_back(random_scalar(random));
+  }
+
+  std::vector<std::unique_ptr<Placed<T>>> rows;
+  std::vector<const T*> pointers;
+  std::vector<float> centre;
+};
+
+// Bits, so that zeros differ by their sign.
+struct Centred {
+  bool operator==(const Centred&) const = default;
+  std::vector<std::uint32_t> x;
+  std::vector<std::uint32_t> largest;
+};
+
+template <class Ops, class T>
+Centred centred(LaneRows<T>& lanes, int dim, int shift) {
+  const auto size = static_cast<std::size_t>(dim) * kRotationLanes;
+  Placed<float> centre(lanes.centre, shift, Guard::kBehind);
+  Placed<float> to(std::vector<float>(size), shift, Guard::kBehind);
+  Centred result{.x = std::vector<std::uint32_t>(size),
+                 .largest = std::vector<std::uint32_t>(kRotationLanes)};
+  Ops::centre_lanes(lanes.pointers.data(), centre.data(), dim, to.data(), result.largest.data());
+  std::memcpy(result.x.data(), to.data(), size * sizeof(float));
+  return result;
+}
+
+template <class T, class Body>
+void for_each_lane_rows(Random& random, const Body& body) {
+  for (const int dim : kLaneDims) {
+    if (!fits<T>(dim)) continue;
+    CAPTURE(dim);
+    LaneRows<T> lanes(dim, random);
+    body(lanes, dim);
+  }
+}
+
+// function.operator()<T>() for each type of scalar.
+template <class Function>
+void for_each_scalar(const Function& function) {
+  function.template operator()<float>();
+  function.template operator()<fp16>();
+  function.template operator()<bf16>();
+  function.template operator()<q8_0>();
+}
+
+TEST_CASE_TEMPLATE("centre_lanes gives the oracle's bits and stays within its rows", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 414;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_scalar([&]<class T>() {
+    for_each_lane_rows<T>(random, [&](LaneRows<T>& lanes, int dim) {
+      for (const int shift : {0, 1}) {
+        CHECK(centred<Ops>(lanes, dim, shift) == centred<ScalarSignatureOps>(lanes, dim, 0));
+      }
+    });
+  });
+}
+
+TEST_CASE_TEMPLATE("centre_lanes tells which lanes are not finite", Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Random random(415);
+  for_each_scalar([&]<class T>() {
+    for_each_lane_rows<T>(random, [&](LaneRows<T>& lanes, int dim) {
+      const float odd[] = {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()};
+      const int wrong = random.below(kRotationLanes);
+      T* row = lanes.rows[static_cast<std::size_t>(wrong)]->data();
+      for (const int j : {0, dim / 2, dim - 1}) {
+        const std::vector<T> before(row, row + row_elements<T>(dim));
+        put_scalar(row, j, odd[random.below(3)]);
+        const Centred result = centred<Ops>(lanes, dim, 0);
+        for (int l = 0; l < kRotationLanes; ++l) {
+          CHECK((result.largest[static_cast<std::size_t>(l)] >= 0x7f800000U) == (l == wrong));
+        }
+        std::copy(before.begin(), before.end(), row);
+      }
+    });
+  });
+}
+
+TEST_CASE_TEMPLATE("squared_distance gives the oracle's bits", Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 416;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for_each_scalar([&]<class T>() {
+    for_each_lane_rows<T>(random, [&](LaneRows<T>& lanes, int dim) {
+      for (const T* row : lanes.pointers) {
+        const float* centre = lanes.centre.data();
+        CHECK(Ops::squared_distance(row, centre, dim) ==
+              ScalarSignatureOps::squared_distance(row, centre, dim));
+      }
+    });
+  });
+}
+
+std::vector<std::int32_t> random_lanes(int n, int bits, Random& random) {
+  std::vector<std::int32_t> x;
+  for (int i = 0; i < n * kRotationLanes; ++i) {
+    const int kind = random.below(8);
+    const int most = (1 << bits) - 1;
+    x.push_back(kind == 0 ? most : kind == 1 ? -most : kind == 2 ? 0 : random.between(-most, most));
+  }
+  return x;
+}
+
+TEST_CASE_TEMPLATE("scale_lanes gives the oracle's integers up to 2^30", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 417;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int n : kLaneDims) {
+    CAPTURE(n);
+    const auto scaled = [&]<class Own>(const std::vector<float>& x, const std::vector<float>& by) {
+      std::vector<std::int32_t> to(x.size());
+      Own::scale_lanes(x.data(), by.data(), n, to.data());
+      return to;
+    };
+    std::vector<float> powers;
+    for (int l = 0; l < kRotationLanes; ++l)
+      powers.push_back(l == 3 ? 0.0F : std::exp2(5.0F * static_cast<float>(l % 6)));
+    std::vector<float> x;
+    for (int i = 0; i < n * kRotationLanes; ++i) {
+      const float one =
+          random.below(8) == 0 ? 0x1.fffffep-1F : static_cast<float>(random.uniform());
+      const float power = powers[static_cast<std::size_t>(i % kRotationLanes)];
+      const float most = power == 0.0F ? 1e30F : 0x1p30F / power;
+      x.push_back((random.below(2) == 0 ? -one : one) * std::min(most, 0x1.fffffep29F / power));
+    }
+    CHECK(scaled.template operator()<Ops>(x, powers) ==
+          scaled.template operator()<ScalarSignatureOps>(x, powers));
+  }
+}
+
+TEST_CASE_TEMPLATE("transform_lanes gives the oracle's integers for every count, stride and shift",
+                   Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 418;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int stride : {1, 2, 3, 36, 100}) {
+    for (int steps = 1; steps <= 10; ++steps) {
+      for (const int shift : {0, 1, (steps + 1) / 2}) {
+        CAPTURE(stride);
+        CAPTURE(steps);
+        CAPTURE(shift);
+        const int count = stride << steps;
+        std::vector<std::int32_t> signs;
+        for (int j = 0; j < count; ++j) signs.push_back(-random.below(2));
+        const LaneTransform transform{
+            .signs = signs.data(), .count = count, .stride = stride, .shift = shift};
+        const auto content = random_lanes(count, 30 - steps, random);
+        Placed<std::int32_t> x(content, steps % 2, Guard::kBehind);
+        std::vector<std::int32_t> expected = content;
+        ScalarSignatureOps::transform_lanes(transform, expected.data());
+        Ops::transform_lanes(transform, x.data());
+        CHECK(copy(x.data(), content.size()) == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("square_lanes adds up squares of 60 bits", Ops, MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 419;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int n : kLaneDims) {
+    CAPTURE(n);
+    const auto x = random_lanes(n, n < 8 ? 30 : 26, random);
+    std::vector<std::int64_t> squares(kRotationLanes);
+    std::vector<std::int64_t> expected(kRotationLanes);
+    Ops::square_lanes(x.data(), n, squares.data());
+    ScalarSignatureOps::square_lanes(x.data(), n, expected.data());
+    CHECK(squares == expected);
+  }
+}
+
+// What quantise_lanes() leaves; the rest of the rows included.
+struct Quantised {
+  bool operator==(const Quantised&) const = default;
+  std::vector<std::uint8_t> block;
+  std::vector<std::int32_t> sums;
+};
+
+template <class Ops, int kBits>
+Quantised quantised(const std::vector<std::int32_t>& x, const std::vector<std::int32_t>& bounds,
+                    const std::vector<std::uint16_t>& wanted, int place, int shift) {
+  const int n = static_cast<int>(x.size()) / kRotationLanes;
+  const auto rows = static_cast<std::size_t>(kBits * n / 4);
+  Quantised result{.block = std::vector<std::uint8_t>(rows * 64, 0xa5),
+                   .sums = std::vector<std::int32_t>(std::size_t{kBits} * kRotationLanes)};
+  Placed<std::uint8_t> block(result.block, 0, place == 0 ? Guard::kBefore : Guard::kBehind);
+  Ops::template quantise_lanes<kBits>(
+      x.data(), n, bounds.data(),
+      {.words = block.data() + place, .wanted = wanted.data(), .shift = shift}, result.sums.data());
+  result.block = copy(block.data(), rows * 64);
+  return result;
+}
+
+template <class Ops, int kBits>
+void check_quantised(Random& random) {
+  for (const int n : {4, 8, 72, 128, 264}) {
+    for (const int place : {0, 32}) {
+      for (const int shift : {0, 4, 8, 12}) {
+        CAPTURE(kBits);
+        CAPTURE(n);
+        CAPTURE(place);
+        CAPTURE(shift);
+        auto x = random_lanes(n, 20, random);
+        constexpr int kBounds = (1 << kBits) / 2 - 1;
+        std::vector<std::int32_t> bounds;
+        for (int b = 0; b < kBounds; ++b) {
+          for (int l = 0; l < kRotationLanes; ++l) bounds.push_back((b << 17) + l * 100 - 1);
+        }
+        // Some at a bound or beside it.
+        for (std::size_t i = 0; i < x.size() && kBounds > 0; i += 3) {
+          const auto l = i % kRotationLanes;
+          const int bound =
+              bounds[static_cast<std::size_t>(random.below(kBounds)) * kRotationLanes + l];
+          x[i] = (random.below(2) == 0 ? bound : -bound) + random.between(-1, 1);
+        }
+        const int first = random.below(2) * random.below(kRotationLanes);
+        const int last = random.below(2) == 0 ? kRotationLanes : random.between(first, 16);
+        std::vector<std::uint16_t> wanted;
+        for (int l = 0; l < kRotationLanes; ++l) {
+          wanted.push_back(static_cast<std::uint16_t>(l >= first && l < last ? 15 << shift : 0));
+        }
+        CHECK(quantised<Ops, kBits>(x, bounds, wanted, place, shift) ==
+              quantised<ScalarSignatureOps, kBits>(x, bounds, wanted, place, shift));
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("quantise_lanes gives the oracle's codes and sums and leaves other bits", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 420;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  check_quantised<Ops, 1>(random);
+  check_quantised<Ops, 2>(random);
+  check_quantised<Ops, 3>(random);
+  check_quantised<Ops, 4>(random);
+}
+
 // From here on the oracle itself, by formulas that share nothing with it.
 
 // (a b + 2^14) >> 15: to the nearest, halves up.
@@ -824,6 +1088,43 @@ TEST_CASE("the oracle's draw_systematic takes the tokens at which a sum passes a
     }
     CHECK(wrong == 0);
   });
+}
+
+TEST_CASE("the oracle's quantise_lanes takes the level with the nearest value") {
+  Random random(421);
+  constexpr double kSigma = 100000.0;
+  constexpr Levels kLevels(3);
+  std::vector<std::int32_t> bounds;
+  for (int b = 4; b < 7; ++b) {
+    const double bound = kSigma * kLevels.bound(b) / (1 << Levels::kFraction);
+    bounds.insert(bounds.end(), kRotationLanes, static_cast<std::int32_t>(bound) - 1);
+  }
+  std::vector<std::int32_t> x;
+  for (int i = 0; i < 128 * kRotationLanes; ++i) {
+    x.push_back(static_cast<std::int32_t>(kSigma * random.normal()));
+  }
+  const Quantised result = quantised<ScalarSignatureOps, 3>(
+      x, bounds, std::vector<std::uint16_t>(kRotationLanes, 15), 0, 0);
+  double worst = 0.0;
+  std::vector<std::int32_t> sums(std::size_t{3} * kRotationLanes);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t l = i % kRotationLanes;
+    const std::size_t j = i / kRotationLanes;
+    int code = 0;
+    for (std::size_t p = 0; p < 3; ++p) {
+      const int bit = (result.block[(p * 32 + j / 4) * 64 + 2 * l] >> (j % 4)) & 1;
+      code |= bit << p;
+      sums[p * kRotationLanes + l] += bit != 0 ? x[i] : -x[i];
+    }
+    const auto distance = [&](int own) {
+      return std::abs(x[i] / kSigma * (1 << Levels::kFraction) - kLevels.value(own));
+    };
+    double least = distance(0);
+    for (int own = 1; own < 8; ++own) least = std::min(least, distance(own));
+    worst = std::max(worst, distance(code) - least);
+  }
+  CHECK(worst <= 1.0);
+  CHECK(result.sums == sums);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam for a SIMD library where signatures are scanned: integers in, the same integers out.
+// The seam for a SIMD library where signatures are made and scanned: the same bits from each.
 #pragma once
 
 #include <concepts>
@@ -93,16 +93,31 @@ struct ScoreRows {
   std::int64_t stride = 0;
 };
 
-/// Vectors whose rotation is computed together: coordinate j of vector l at [j * kRotationLanes +
-/// l].
+/// Vectors that are encoded together, each in a lane of its own: coordinate j of vector l at
+/// [j * kRotationLanes + l].
 inline constexpr int kRotationLanes = 16;
 
-/// Walsh-Hadamard transform of `count` integers: for stride, 2 stride, 4 stride ... below count
-/// each pair of integers so far apart, in blocks of twice as many, becomes its sum and difference.
-/// count / stride is a power of 2; no sum may reach 2^31.
-inline void transform_hadamard(std::int32_t* x, int count, int stride) {
-  for (int half = stride; half < count; half *= 2) {
-    for (int i = 0; i < count; i += 2 * half) {
+/// Of coordinates [0, count): changes of sign, a Walsh-Hadamard transform, and a shift to the right
+/// that rounds halves up. For stride, 2 stride, 4 stride ... below count each two coordinates so
+/// far apart, in blocks of twice as many, become their sum and their difference.
+struct LaneTransform {
+  const std::int32_t* signs =
+      nullptr;    ///< [count] -1 for what changes its sign, 0 for what does not
+  int count = 1;  ///< stride times 2 or a power of it
+  int stride = 1;
+  int shift = 0;
+};
+
+/// A transform of kLanes vectors, in place; no sum may reach 2^31.
+template <int kLanes>
+void transform_hadamard(const LaneTransform& transform, std::int32_t* x) {
+  const int end = transform.count * kLanes;
+  for (int i = 0; i < end; ++i) {
+    const std::int32_t sign = transform.signs[i / kLanes];
+    x[i] = (x[i] ^ sign) - sign;
+  }
+  for (int half = transform.stride * kLanes; half < end; half *= 2) {
+    for (int i = 0; i < end; i += 2 * half) {
       for (int j = i; j < i + half; ++j) {
         const std::int32_t a = x[j];
         const std::int32_t b = x[j + half];
@@ -111,17 +126,44 @@ inline void transform_hadamard(std::int32_t* x, int count, int stride) {
       }
     }
   }
+  const std::int32_t rounding = (std::int32_t{1} << transform.shift) / 2;
+  for (int i = 0; i < end; ++i) x[i] = (x[i] + rounding) >> transform.shift;
 }
 
-/// Operations on codes and scores. All is integers but for one multiplication of floats and its
-/// truncation: every model returns the very bits of ScalarSignatureOps. Counts n of scores are
-/// multiples of kSignatureBlock; scores lie in [-2^15 + 2^8, 2^14 + 2^12]; no alignment is needed.
+/// Where the codes of kRotationLanes tokens go. The four bits of a token in each row of a block
+/// (see CodePlace) lie in a 16-bit word of its own.
+struct CodeLanes {
+  std::uint8_t* words = nullptr;  ///< [kRotationLanes] words of the first row; see kRowBytes
+  const std::uint16_t* wanted = nullptr;  ///< [kRotationLanes] bits of each word that are written
+  int shift = 0;                          ///< of the four bits in their word
+  static constexpr int kRowBytes = 64;    ///< from one row to the next
+};
+
+/// Loads of rows of type T for the encoding of kRotationLanes tokens.
+template <class O, class T>
+concept EncodesRows = requires(const T* const* rows, const T* row, const float* centre, int dim,
+                               float* to, std::uint32_t* largest) {
+  // to [dim, kRotationLanes] = rows [kRotationLanes] of `dim` scalars each, less centre [dim];
+  // largest [kRotationLanes] = of each lane the bits of the largest magnitude, which are at least
+  // those of infinity where anything is not finite
+  O::centre_lanes(rows, centre, dim, to, largest);
+  // |row - centre|^2: the differences in float, their squares added in double to the sum of their
+  // coordinate modulo 16, one after the other, and each of 8, 4, 2, 1 sums to the one so far before
+  { O::squared_distance(row, centre, dim) } -> std::same_as<double>;
+};
+
+/// Operations on codes and scores, and those that make codes, of kRotationLanes tokens at a time.
+/// All is integers but for single operations of floats in a given order: every model returns the
+/// very bits of ScalarSignatureOps. Counts n of scores are multiples of kSignatureBlock; scores lie
+/// in [-2^15 + 2^8, 2^14 + 2^12]; no alignment is needed.
 template <class O>
-concept SignatureOps = requires(const CodeBlocks& blocks, const PartialSums& partial,
-                                const ScoreRows& rows, const std::int16_t* scores, int n, int group,
-                                std::int16_t* to, const ScoreRule& rule, std::uint16_t* tracks,
-                                const std::uint16_t* noise, std::uint64_t* drawn,
-                                std::int32_t* integers) {
+concept SignatureOps = EncodesRows<O, float> && EncodesRows<O, fp16> && EncodesRows<O, bf16> &&
+    EncodesRows<O, q8_0> &&
+    requires(const CodeBlocks& blocks, const PartialSums& partial, const ScoreRows& rows,
+             const std::int16_t* scores, int n, int group, std::int16_t* to, const ScoreRule& rule,
+             std::uint16_t* tracks, const std::uint16_t* noise, std::uint64_t* drawn,
+             const float* floats, std::int32_t* integers, std::int64_t* squares,
+             const LaneTransform& transform, const CodeLanes& lanes) {
   // s = (sum over rows of the partial sums that a token's bits select - middle) * unit,
   // f = min(32767, trunc(factor * factor_scale)), a (*) b = (a b + 2^14) >> 15:
   // score = (s (*) f) (*) multiplier + norm
@@ -135,10 +177,21 @@ concept SignatureOps = requires(const CodeBlocks& blocks, const PartialSums& par
   { O::expected(scores, n, rule) } -> std::same_as<std::uint64_t>;
   // bit i of drawn[i / 64]: score i is certain, or its units, added to track i % 8, carry
   O::draw_systematic(scores, n, rule, tracks, drawn);
-  // transform_hadamard(), for strides that are multiples of kRotationLanes
-  O::transform_hadamard(integers, n, group);
   // bit i of drawn[i / 64]: noise[i] is less than the units of score i
   O::draw_poisson(scores, n, rule, noise, drawn);
+  // integers [n, kRotationLanes] = floats [n, kRotationLanes] times powers [kRotationLanes],
+  // rounded towards zero; each product is below 2^30
+  O::scale_lanes(floats, floats, n, integers);
+  // in place; no sum reaches 2^31
+  O::transform_lanes(transform, integers);
+  // squares [kRotationLanes] = of each lane the sum of the squares of n coordinates
+  O::square_lanes(integers, n, squares);
+  // Codes of 1 to 4 bits of n coordinates, n a multiple of 4. With h = 2^bits / 2, that of x >= 0
+  // is the code of level h + i (Levels), i of the ascending bounds [h - 1, kRotationLanes] being
+  // less than x; that of other x is the complement of that of -1 - x. Row p n / 4 + j of the block
+  // takes bit p of coordinates [4 j, 4 j + 4), the first in its lowest bit. sums [bits,
+  // kRotationLanes] = the coordinates whose bit p is set, less all the others, modulo 2^32
+  O::template quantise_lanes<1>(integers, n, integers, lanes, integers);
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

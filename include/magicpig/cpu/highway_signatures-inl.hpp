@@ -18,6 +18,7 @@
 #include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
+#include "magicpig/cpu/highway_encoding-inl.hpp"
 #include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/version.hpp"
 
@@ -151,7 +152,7 @@ class HighwayCodeSums {
 };
 
 /// SignatureOps of one Highway target.
-class HighwaySignatureOps {
+class HighwaySignatureOps : public HighwayEncodingOps {
   using Words = hn::CappedTag<std::uint16_t, 32>;
   using Shorts = hn::RebindToSigned<Words>;
   using WordVector = hn::Vec<Words>;
@@ -231,25 +232,6 @@ class HighwaySignatureOps {
       sum += expected_few(scores + i, n - i < kChunk ? n - i : kChunk, rule);
     }
     return sum;
-  }
-
-  static HWY_ATTR void transform_hadamard(std::int32_t* x, int count, int stride) {
-    const hn::CappedTag<std::int32_t, kRotationLanes> d;
-    const auto end = static_cast<std::size_t>(count);
-    auto half = static_cast<std::size_t>(stride);
-    // Two steps at a time: half as many loads and stores.
-    for (; 4 * half <= end; half *= 4) {
-      for (std::size_t i = 0; i < end; i += 4 * half) {
-        for (std::size_t j = i; j < i + half; j += hn::Lanes(d)) transform_four(d, x + j, half);
-      }
-    }
-    if (half >= end) return;
-    for (std::size_t j = 0; j < half; j += hn::Lanes(d)) {
-      const auto a = hn::LoadU(d, x + j);
-      const auto b = hn::LoadU(d, x + j + half);
-      hn::StoreU(hn::Add(a, b), d, x + j);
-      hn::StoreU(hn::Sub(a, b), d, x + j + half);
-    }
   }
 
   static HWY_ATTR void draw_systematic(const std::int16_t* scores, int n, const ScoreRule& rule,
@@ -352,23 +334,6 @@ class HighwaySignatureOps {
 #else
     return hn::MulFixedPoint15(a, b);
 #endif
-  }
-
-  // Four integers `half` apart, and their neighbours in a vector.
-  template <class D>
-  HWY_INLINE static void transform_four(D d, std::int32_t* x, std::size_t half) {
-    const auto a = hn::LoadU(d, x);
-    const auto b = hn::LoadU(d, x + half);
-    const auto c = hn::LoadU(d, x + 2 * half);
-    const auto e = hn::LoadU(d, x + 3 * half);
-    const auto sum = hn::Add(a, b);
-    const auto difference = hn::Sub(a, b);
-    const auto sum_behind = hn::Add(c, e);
-    const auto difference_behind = hn::Sub(c, e);
-    hn::StoreU(hn::Add(sum, sum_behind), d, x);
-    hn::StoreU(hn::Add(difference, difference_behind), d, x + half);
-    hn::StoreU(hn::Sub(sum, sum_behind), d, x + 2 * half);
-    hn::StoreU(hn::Sub(difference, difference_behind), d, x + 3 * half);
   }
 
   // ScoreRule::units() of scores, 0 for those that are certain.

@@ -61,27 +61,23 @@ class HadamardRotation {
   Rotated rotate(const float* vector, std::int32_t* integers) const {
     const double unit = input_.to_integers(vector, integers);
     if (unit == 0.0) return {};
-    for (int t = 0; t < transforms(); ++t) apply<1>(t, integers, transform_hadamard);
+    for (int t = 0; t < transforms(); ++t) apply<1>(t, integers, transform_hadamard<1>);
     std::int64_t square = 0;
     for (int j = 0; j < padded_; ++j) square += std::int64_t{integers[j]} * integers[j];
     return {.unit = shrinks() ? unit * kGrowth : unit, .square = square};
   }
 
   /// The same of kRotationLanes vectors at once, [dim, kRotationLanes] to [padded,
-  /// kRotationLanes]; `results` [kRotationLanes].
+  /// kRotationLanes], whose largest magnitudes have the bits `largest` [kRotationLanes]; `results`
+  /// [kRotationLanes].
   template <class Ops>
-  void rotate_lanes(const float* vectors, std::int32_t* integers, Rotated* results) const {
+  void rotate_lanes(const float* vectors, const std::uint32_t* largest, std::int32_t* integers,
+                    Rotated* results) const {
     double units[kRotationLanes];
-    input_.to_integers<kRotationLanes>(vectors, integers, units);
-    for (int t = 0; t < transforms(); ++t)
-      apply<kRotationLanes>(t, integers, Ops::transform_hadamard);
-    std::int64_t squares[kRotationLanes] = {};
-    for (int j = 0; j < padded_; ++j) {
-      for (int l = 0; l < kRotationLanes; ++l) {
-        const std::int64_t x = integers[j * kRotationLanes + l];
-        squares[l] += x * x;
-      }
-    }
+    input_.lanes_to_integers<Ops>(vectors, largest, integers, units);
+    for (int t = 0; t < transforms(); ++t) apply<kRotationLanes>(t, integers, Ops::transform_lanes);
+    std::int64_t squares[kRotationLanes];
+    Ops::square_lanes(integers, padded_, squares);
     for (int l = 0; l < kRotationLanes; ++l) {
       results[l] = {.unit = shrinks() ? units[l] * kGrowth : units[l], .square = squares[l]};
     }
@@ -90,13 +86,10 @@ class HadamardRotation {
  private:
   static constexpr int kRounds = 3;
 
-  // Of `count` coordinates from `first` on: sums and differences of those `stride` apart, then of
-  // those twice as far apart, and so on; then over 2^shift.
-  struct Transform {
+  // The transform of the coordinates from `first` on.
+  struct Window {
     int first;
-    int count;
-    int stride;
-    int shift;
+    LaneTransform transform;
   };
 
   explicit HadamardRotation(int dim)
@@ -112,13 +105,20 @@ class HadamardRotation {
 
   // Windows are divided by sqrt(block), rounded up to a power of two. Where that is too much by
   // sqrt(2), pairs are not divided, which is too little by as much; else they are divided by 2.
-  [[nodiscard]] Transform transform(int t) const {
+  [[nodiscard]] Window window(int t) const {
     const int block = 1 << log_block_;
+    const std::int32_t* signs = signs_.data() + std::int64_t{t} * padded_;
     if (!is_power_of_two() && t % 3 == 0) {
-      return {.first = 0, .count = padded_, .stride = padded_ / 2, .shift = is_odd() ? 0 : 1};
+      return {
+          .first = 0,
+          .transform = {
+              .signs = signs, .count = padded_, .stride = padded_ / 2, .shift = is_odd() ? 0 : 1}};
     }
     const int first = is_power_of_two() || t % 3 == 1 ? 0 : padded_ - block;
-    return {.first = first, .count = block, .stride = 1, .shift = (log_block_ + 1) / 2};
+    return {
+        .first = first,
+        .transform = {
+            .signs = signs + first, .count = block, .stride = 1, .shift = (log_block_ + 1) / 2}};
   }
 
   // Whether a round leaves the vector shorter by sqrt(2), pairs that lengthen it included.
@@ -143,28 +143,29 @@ class HadamardRotation {
   // not divided, with block < padded then: 2^30.5. Rounding adds sqrt(padded) / 2 to |x|_2 per
   // transform at most, and so 4.5 sqrt(2) padded < 2^17 to a sum.
   template <int kLanes>
-  void apply(int t, std::int32_t* x, void (*hadamard)(std::int32_t*, int, int)) const {
+  void apply(int t, std::int32_t* x, void (*transform)(const LaneTransform&, std::int32_t*)) const {
+    const Window own = window(t);
+    const int end = own.first + own.transform.count;
+    transform(own.transform, x + own.first * kLanes);
+    rest<kLanes>(t, 0, own.first, x);
+    rest<kLanes>(t, end, padded_, x);
+  }
+
+  // Coordinates [from, to), outside a window.
+  template <int kLanes>
+  void rest(int t, int from, int to, std::int32_t* x) const {
     const std::int32_t* signs = signs_.data() + std::int64_t{t} * padded_;
-    for (int j = 0; j < padded_; ++j) {
+    for (int j = from; j < to; ++j) {
       const std::int32_t sign = signs[j];
       std::int32_t row[kLanes];  // of its own, so that compilers need not fear that it is `signs`
       std::memcpy(row, x + j * kLanes, sizeof row);
       for (int l = 0; l < kLanes; ++l) row[l] = (row[l] ^ sign) - sign;
       std::memcpy(x + j * kLanes, row, sizeof row);
     }
-    const Transform own = transform(t);
-    const int end = own.first + own.count;
-    hadamard(x + own.first * kLanes, own.count * kLanes, own.stride * kLanes);
-    const std::int32_t rounding = (std::int32_t{1} << own.shift) / 2;
-    for (int j = own.first * kLanes; j < end * kLanes; ++j) x[j] = (x[j] + rounding) >> own.shift;
-    if (own.stride != 1 || !is_odd()) return;
-    const auto rest = [&](int from, int to) {
-      for (int j = from * kLanes; j < to * kLanes; ++j) {
-        x[j] = static_cast<std::int32_t>((std::int64_t{x[j]} * kSqrtHalf + (1 << 29)) >> 30);
-      }
-    };
-    rest(0, own.first);
-    rest(end, padded_);
+    if (!is_odd()) return;
+    for (int j = from * kLanes; j < to * kLanes; ++j) {
+      x[j] = static_cast<std::int32_t>((std::int64_t{x[j]} * kSqrtHalf + (1 << 29)) >> 30);
+    }
   }
 
   static constexpr std::int64_t kSqrtHalf = 759250125;       // 2^30 / sqrt(2)

@@ -28,12 +28,15 @@ concept Rotation = requires(const R& rotation, const float* vector, std::int32_t
 };
 
 /// Rotates kRotationLanes vectors [dim, kRotationLanes], each as rotate() does: `integers` [padded,
-/// kRotationLanes], `results` [kRotationLanes]. `one` [dim] and `rotated` [padded] are scratch.
+/// kRotationLanes], `results` [kRotationLanes]. `largest` [kRotationLanes] are the bits of each
+/// vector's largest magnitude. `one` [dim] and `rotated` [padded] are scratch.
 template <class Ops, Rotation R>
-void rotate_lanes(const R& rotation, const float* vectors, std::int32_t* integers, float* one,
-                  std::int32_t* rotated, Rotated* results) {
-  if constexpr (requires { rotation.template rotate_lanes<Ops>(vectors, integers, results); }) {
-    rotation.template rotate_lanes<Ops>(vectors, integers, results);
+void rotate_lanes(const R& rotation, const float* vectors, const std::uint32_t* largest,
+                  std::int32_t* integers, float* one, std::int32_t* rotated, Rotated* results) {
+  if constexpr (requires {
+                  rotation.template rotate_lanes<Ops>(vectors, largest, integers, results);
+                }) {
+    rotation.template rotate_lanes<Ops>(vectors, largest, integers, results);
   } else {
     for (int l = 0; l < kRotationLanes; ++l) {
       for (int j = 0; j < rotation.dim(); ++j) one[j] = vectors[j * kRotationLanes + l];
@@ -61,40 +64,48 @@ class RotationInput {
   /// sqrt(padded) <= 2^30 / sqrt(padded). The unit is a power of two, or 0 for a vector with no
   /// coordinate of 2^-99 or more, which counts as zero.
   double to_integers(const float* vector, std::int32_t* integers) const {
-    double unit = 0.0;
-    to_integers<1>(vector, integers, &unit);
-    return unit;
+    std::uint32_t largest = 0;
+    for (int j = 0; j < dim_; ++j) {
+      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(vector[j]) & 0x7fffffffU;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const Scale scale = scale_of(largest);
+    for (int j = 0; j < dim_; ++j) integers[j] = static_cast<std::int32_t>(vector[j] * scale.power);
+    for (int j = dim_; j < padded_; ++j) integers[j] = 0;
+    return scale.unit;
   }
 
-  /// The same of kLanes vectors [dim, kLanes], lane by lane: `integers` [padded, kLanes], `units`
-  /// [kLanes].
-  template <int kLanes>
-  void to_integers(const float* vectors, std::int32_t* integers, double* units) const {
-    std::uint32_t largest[kLanes] = {};
-    for (int j = 0; j < dim_; ++j) {
-      for (int l = 0; l < kLanes; ++l) {
-        const std::uint32_t bits = std::bit_cast<std::uint32_t>(vectors[j * kLanes + l]);
-        const std::uint32_t magnitude = bits & 0x7fffffffU;
-        largest[l] = magnitude > largest[l] ? magnitude : largest[l];
-      }
+  /// The same of kRotationLanes vectors [dim, kRotationLanes], lane by lane, whose largest
+  /// magnitudes have the bits `largest` [kRotationLanes]: `integers` [padded, kRotationLanes],
+  /// `units` [kRotationLanes].
+  template <class Ops>
+  void lanes_to_integers(const float* vectors, const std::uint32_t* largest, std::int32_t* integers,
+                         double* units) const {
+    float powers[kRotationLanes];
+    for (int l = 0; l < kRotationLanes; ++l) {
+      const Scale scale = scale_of(largest[l]);
+      powers[l] = scale.power;
+      units[l] = scale.unit;
     }
-    float powers[kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-      // |x| < 2^(biased - 126) for the largest.
-      const int biased = static_cast<int>(largest[l] >> 23);
-      const int exponent = bits_ - (biased - 126);
-      powers[l] = biased < 28 ? 0.0F : static_cast<float>(power_of_two(exponent));
-      units[l] = biased < 28 ? 0.0 : power_of_two(-exponent);
-    }
-    for (int j = 0; j < dim_; ++j) {
-      for (int l = 0; l < kLanes; ++l) {
-        integers[j * kLanes + l] = static_cast<std::int32_t>(vectors[j * kLanes + l] * powers[l]);
-      }
-    }
-    for (int j = dim_ * kLanes; j < padded_ * kLanes; ++j) integers[j] = 0;
+    Ops::scale_lanes(vectors, powers, dim_, integers);
+    for (int j = dim_ * kRotationLanes; j < padded_ * kRotationLanes; ++j) integers[j] = 0;
   }
 
  private:
+  // What vectors are multiplied by, and its inverse.
+  struct Scale {
+    float power = 0.0F;
+    double unit = 0.0;
+  };
+
+  // For a vector whose largest magnitude has these bits: it is below 2^(biased - 126).
+  [[nodiscard]] Scale scale_of(std::uint32_t largest) const {
+    const int biased = static_cast<int>(largest >> 23);
+    const int exponent = bits_ - (biased - 126);
+    if (biased < 28) return {};
+    return {.power = static_cast<float>(power_of_two(exponent)), .unit = power_of_two(-exponent)};
+  }
+
   static double power_of_two(int exponent) {
     return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
   }

@@ -18,6 +18,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
@@ -320,6 +321,7 @@ class Signatures {
     TokenId begin = 0;
     int first = 0;
     int last = kLanes;
+    TokenId end = 0;  // of all tokens that there are
   };
 
   template <class Backend, KeyValueSource Source>
@@ -341,7 +343,8 @@ class Signatures {
         const Lanes lanes{.kv_head = kv_head,
                           .begin = t,
                           .first = begin > t ? begin - t : 0,
-                          .last = end - t < kLanes ? end - t : kLanes};
+                          .last = end - t < kLanes ? end - t : kLanes,
+                          .end = end};
         if (lanes.first >= kLanes) continue;
         if (encode_lanes<typename Backend::Ops>(source, lanes, scratch)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
@@ -363,157 +366,114 @@ class Signatures {
   // False for keys that are not all finite.
   template <class Ops, KeyValueSource Source>
   bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch) {
-    if (!centre_lanes(source, lanes, scratch.centred)) return false;
+    std::uint32_t largest[kLanes];
+    prefetch_keys(source, lanes, 0);
+    if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
     Rotated results[kLanes];
-    rotate_lanes<Ops>(*rotation_, scratch.centred, scratch.rotated, scratch.one,
+    prefetch_keys(source, lanes, 4);
+    rotate_lanes<Ops>(*rotation_, scratch.centred, largest, scratch.rotated, scratch.one,
                       scratch.one_rotated, results);
     std::int64_t dots[kLanes];
     SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
     const int at = lanes.begin % kSignatureSegment;
-    quantise(scratch.rotated, results, lanes,
-             segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64,
-             dots);
+    prefetch_keys(source, lanes, 8);
+    quantise<Ops>(scratch.rotated, results, lanes,
+                  segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64,
+                  dots);
+    prefetch_keys(source, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
       const double factor = dots[l] > 0 ? results[l].unit * static_cast<double>(results[l].square) /
                                               static_cast<double>(dots[l])
                                         : 0.0;
       segment.factors.data()[at + l] =
           to_bf16(static_cast<float>(factor < kLargestFactor ? factor : kLargestFactor));
-      if (config_.value_dim == 0) continue;
+    }
+    if (config_.value_dim == 0) return true;
+    const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
+    const auto bytes =
+        row_bytes<typename Source::Scalar>(static_cast<std::size_t>(config_.value_dim));
+    for (int l = lanes.first; l < lanes.last; ++l) {
+      const TokenId token = range_.begin + lanes.begin + l;
+      const auto* value = source.value(lanes.kv_head, token);
+      if (lanes.begin + l + kLanes < lanes.end) {
+        prefetch_far(source.value(lanes.kv_head, token + kLanes), bytes);
+      }
       segment.value_norms.data()[at + l] =
-          value_norm(source.value(lanes.kv_head, range_.begin + lanes.begin + l), lanes.kv_head);
+          value_norm(Ops::squared_distance(value, mean, config_.value_dim));
     }
     return true;
   }
 
-  // k - c, [dim, kLanes], 0 for lanes that are not wanted.
-  template <KeyValueSource Source>
-  bool centre_lanes(const Source& source, const Lanes& lanes, float* centred) const {
-    const float* c = centre(lanes.kv_head);
+  // k - c, [dim, kLanes], and the bits of the largest magnitudes; false for keys that are not all
+  // finite. Lanes that are not wanted have the key of one that is.
+  template <class Ops, KeyValueSource Source>
+  bool centre_lanes(const Source& source, const Lanes& lanes, float* centred,
+                    std::uint32_t* largest) const {
+    const typename Source::Scalar* keys[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-      if (l < lanes.first || l >= lanes.last) {
-        for (int j = 0; j < dim(); ++j) centred[j * kLanes + l] = 0.0F;
-        continue;
-      }
-      const auto* key = source.key(lanes.kv_head, range_.begin + lanes.begin + l);
-      for (int j = 0; j < dim(); ++j) centred[j * kLanes + l] = scalar_at(key, j) - c[j];
+      const int own = l < lanes.first || l >= lanes.last ? lanes.first : l;
+      keys[l] = source.key(lanes.kv_head, range_.begin + lanes.begin + own);
     }
-    std::uint32_t largest = 0;  // magnitude, without the sign
-    for (int i = 0; i < dim() * kLanes; ++i) {
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(centred[i]) & 0x7fffffffU;
-      largest = magnitude > largest ? magnitude : largest;
+    Ops::centre_lanes(keys, centre(lanes.kv_head), dim(), centred, largest);
+    return *std::max_element(largest, largest + kLanes) < 0x7f800000U;
+  }
+
+  // Asks for the keys of four of the next lanes: a few at a time, so that memory has answered
+  // before the next are asked for.
+  template <KeyValueSource Source>
+  void prefetch_keys(const Source& source, const Lanes& lanes, int first) const {
+    const auto bytes = row_bytes<typename Source::Scalar>(static_cast<std::size_t>(dim()));
+    const TokenId begin = lanes.begin + kLanes + first;
+    for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
+      prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);
     }
-    return largest < 0x7f800000U;
   }
 
   // Quantises rotated keys into the places of their lanes in a block; <x, key> of each to `dots`.
+  template <class Ops>
   void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
                 std::uint8_t* block, std::int64_t* dots) const {
-    if (config_.bits == 1) return quantise<1>(rotated, results, lanes, block, dots);
-    if (config_.bits == 2) return quantise<2>(rotated, results, lanes, block, dots);
-    if (config_.bits == 3) return quantise<3>(rotated, results, lanes, block, dots);
-    quantise<4>(rotated, results, lanes, block, dots);
+    if (config_.bits == 1) return quantise<Ops, 1>(rotated, results, lanes, block, dots);
+    if (config_.bits == 2) return quantise<Ops, 2>(rotated, results, lanes, block, dots);
+    if (config_.bits == 3) return quantise<Ops, 3>(rotated, results, lanes, block, dots);
+    quantise<Ops, 4>(rotated, results, lanes, block, dots);
   }
 
-  // What loops over lanes works on arrays of its own, which compilers then keep in vectors.
-  template <int kBits>
+  template <class Ops, int kBits>
   void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
                 std::uint8_t* block, std::int64_t* dots) const {
-    std::int32_t bounds[Levels::kMaxLevels][kLanes];
-    for (int l = 0; l < kLanes; ++l) {
+    // Levels are symmetric, so that the bounds of the upper half tell the lower ones.
+    constexpr int kBounds = (1 << kBits) / 2 - 1;
+    std::int32_t bounds[kBounds * kLanes + 1] = {};
+    for (int l = 0; l < kLanes && kBounds > 0; ++l) {
       const double sigma = ::sqrt(static_cast<double>(results[l].square) / rotation_->padded());
-      for (int b = 0; b + 1 < 1 << kBits; ++b) {
-        bounds[b][l] =
-            static_cast<std::int32_t>(sigma * levels_.bound(b) / (1 << Levels::kFraction));
+      for (int b = 0; b < kBounds; ++b) {
+        const double bound = sigma * levels_.bound(kBounds + 1 + b) / (1 << Levels::kFraction);
+        bounds[b * kLanes + l] = static_cast<std::int32_t>(bound) - 1;
       }
     }
-    const int groups = rotation_->padded() / 4;
-    std::int32_t sums[kBits][kLanes] = {};  // <signs of plane p, key>: below 2^31, see Rotation
-    for (int j = 0; j < groups; ++j) {
-      std::int32_t planes[kBits][kLanes] = {};
-      for (int i = 0; i < 4; ++i) {
-        std::int32_t x[kLanes];
-        std::memcpy(x, rotated + (std::int64_t{4} * j + i) * kLanes, sizeof x);
-        std::int32_t masks[kBits][kLanes];
-        bits_of<kBits>(x, bounds, masks);
-        for (int p = 0; p < kBits; ++p) {
-          for (int l = 0; l < kLanes; ++l) {
-            sums[p][l] += (x[l] ^ ~masks[p][l]) - ~masks[p][l];
-            planes[p][l] |= masks[p][l] & (1 << i);
-          }
-        }
-      }
-      for (int p = 0; p < kBits; ++p) {
-        pack(planes[p], lanes, block + (std::int64_t{p} * groups + j) * 64);
-      }
-    }
-    for (int l = 0; l < kLanes; ++l) {
-      dots[l] = 0;
-      for (int p = 0; p < kBits; ++p) dots[l] += std::int64_t{levels_.amplitude(p)} * sums[p][l];
-    }
-  }
-
-  // Bit p of the codes of x, as masks: 0 in the lowest level, and changed by each bound that x
-  // reaches where the codes above and below it differ in it.
-  template <int kBits>
-  static void bits_of(const std::int32_t (&x)[kLanes],
-                      const std::int32_t (&bounds)[Levels::kMaxLevels][kLanes],
-                      std::int32_t (&masks)[kBits][kLanes]) {
-    constexpr Levels kLevels(kBits);
-    static_assert(kLevels.code(0) == 0);
-    for (int p = 0; p < kBits; ++p) {
-      for (int l = 0; l < kLanes; ++l) masks[p][l] = 0;
-    }
-    for (int b = 0; b + 1 < 1 << kBits; ++b) {
-      const int changed = kLevels.code(b) ^ kLevels.code(b + 1);
-      for (int p = 0; p < kBits; ++p) {
-        if (((changed >> p) & 1) == 0) continue;
-        for (int l = 0; l < kLanes; ++l) masks[p][l] ^= x[l] >= bounds[b][l] ? -1 : 0;
-      }
-    }
-  }
-
-  // Four bits of each lane to a row of a block: see CodePlace. The 16-bit words of a row hold four
-  // bits each of four tokens 32 apart.
-  static void pack(const std::int32_t* halves, const Lanes& lanes, std::uint8_t* row) {
     const CodePlace place = CodePlace::of(lanes.begin % kSignatureBlock);
     const int shift = 8 * (place.byte % 2) + 4 * place.upper;
-    const std::uint32_t mask = 15U << shift;
-    std::uint16_t words[kLanes];
-    std::memcpy(words, row + place.byte / 2 * 2, sizeof words);
+    std::uint16_t wanted[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-      const std::uint32_t wanted = l >= lanes.first && l < lanes.last ? mask : 0U;
-      const std::uint32_t own = static_cast<std::uint32_t>(halves[l]) << shift;
-      words[l] = static_cast<std::uint16_t>((words[l] & ~wanted) | (own & wanted));
+      wanted[l] =
+          l >= lanes.first && l < lanes.last ? static_cast<std::uint16_t>(15U << shift) : 0U;
     }
-    std::memcpy(row + place.byte / 2 * 2, words, sizeof words);
-  }
-
-  // 16 log2 |v - u|, rounded; the largest there is where that is not finite, the smallest for 0.
-  // The squares of floats are exact in double, so that it makes no difference who contracts the
-  // sums.
-  template <class T>
-  std::int16_t value_norm(const T* value, int kv_head) const {
-    const int dim = config_.value_dim;
-    const float* mean = value_means_.data() + std::int64_t{kv_head} * dim;
-    double sums[kLanes] = {};
-    for (int begin = 0; begin < dim; begin += kLanes) {
-      if (begin + kLanes <= dim) {
-        for (int j = 0; j < kLanes; ++j) {
-          const auto v = static_cast<double>(scalar_at(value, begin + j) - mean[begin + j]);
-          sums[j] += v * v;
-        }
-      } else {
-        for (int j = 0; begin + j < dim; ++j) {
-          const auto v = static_cast<double>(scalar_at(value, begin + j) - mean[begin + j]);
-          sums[j] += v * v;
-        }
+    std::int32_t sums[kBits * kLanes];  // <signs of plane p, key>: below 2^31, see Rotation
+    Ops::template quantise_lanes<kBits>(
+        rotated, rotation_->padded(), bounds,
+        {.words = block + place.byte / 2 * 2, .wanted = wanted, .shift = shift}, sums);
+    for (int l = 0; l < kLanes; ++l) {
+      dots[l] = 0;
+      for (int p = 0; p < kBits; ++p) {
+        dots[l] += std::int64_t{levels_.amplitude(p)} * sums[p * kLanes + l];
       }
     }
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-    }
-    const double square = sums[0];
+  }
+
+  // 16 log2 |v - u| by its square, rounded; the largest there is where that is not finite, the
+  // smallest for 0.
+  static std::int16_t value_norm(double square) {
     if (!(square <= 0x1p256)) return 2048;
     if (square < 0x1p-256) return -2048;
     // log2 of the square in eighths: its exponent and how many of 2^(1/16), 2^(3/16) ... it passes.
