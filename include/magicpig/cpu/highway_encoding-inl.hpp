@@ -18,6 +18,7 @@
 
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
+#include "magicpig/cpu/scalar_products.hpp"
 #include "magicpig/cpu/highway_loads-inl.hpp"
 #include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/hash/levels.hpp"
@@ -77,7 +78,7 @@ class HighwayUnits {
 };
 
 /// What makes codes, of one Highway target.
-class HighwayEncodingOps {
+class HighwayEncodingOps : public ScalarProductOps {
   using Tag = hn::CappedTag<float, kRotationLanes>;
   using Integers = hn::RebindToSigned<Tag>;
   using Bits = hn::RebindToUnsigned<Tag>;

@@ -13,6 +13,7 @@
 #include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
+#include "magicpig/cpu/scalar_products.hpp"
 #include "magicpig/cpu/xsimd_integers.hpp"
 #include "magicpig/cpu/xsimd_loads.hpp"
 #include "magicpig/hash/levels.hpp"
@@ -161,7 +162,7 @@ struct XsimdLanes {
 };
 
 /// What makes codes, of the instruction set that XsimdOps is for.
-class XsimdEncodingOps : XsimdLanes, protected XsimdIntegers {
+class XsimdEncodingOps : public ScalarProductOps, XsimdLanes, protected XsimdIntegers {
  public:
   template <class T>
   static void centre_lanes(const T* const* rows, const float* centre, int dim, float* to,
