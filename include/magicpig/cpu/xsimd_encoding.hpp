@@ -29,12 +29,10 @@ struct XsimdLanes {
   using Doubles = xsimd::batch<double>;
   using Integers = xsimd::batch<std::int32_t>;
   using Wide = xsimd::batch<std::uint64_t>;
-  using Mask = xsimd::batch_bool<std::int32_t>;
 
   // blocks() takes 16 bytes from each fourth of some rows; transpose() makes the first, second ...
   // float of each block of four vectors; widened() are consecutive numbers; even_squares() are
-  // those of the lower halves of pairs; shift() is x >> bits; narrow() stores numbers below 16;
-  // one_of() is where one mask is set and the other is not.
+  // those of the lower halves of pairs; shift() is x >> bits; narrow() stores numbers below 16.
 #if XSIMD_WITH_AVX512BW
   static Floats blocks(const float* const* rows, std::size_t at) {
     const __m512 first = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
@@ -58,10 +56,6 @@ struct XsimdLanes {
   }
   static Doubles widened(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
   static Wide even_squares(const Integers& x) { return _mm512_mul_epi32(x, x); }
-  // xsimd 8.1.0 takes the union of masks for their symmetric difference.
-  static Mask one_of(const Mask& a, const Mask& b) {
-    return Mask(static_cast<Mask::register_type>(a.data ^ b.data));
-  }
   static Integers shift(const Integers& x, int bits) {
     return _mm512_srav_epi32(x, _mm512_set1_epi32(bits));
   }
@@ -88,7 +82,6 @@ struct XsimdLanes {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
   static Doubles widened(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
-  static Mask one_of(const Mask& a, const Mask& b) { return a ^ b; }
   static Wide even_squares(const Integers& x) { return _mm256_mul_epi32(x, x); }
   static Integers shift(const Integers& x, int bits) {
     return _mm256_srav_epi32(x, _mm256_set1_epi32(bits));
@@ -119,7 +112,6 @@ struct XsimdLanes {
   static Doubles widened(const float* from) {
     return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
   }
-  static Mask one_of(const Mask& a, const Mask& b) { return a ^ b; }
   static Wide even_squares(const Integers& x) {
     const __m128i size = _mm_abs_epi32(x);
     return _mm_mul_epu32(size, size);
@@ -149,7 +141,6 @@ struct XsimdLanes {
     return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
   }
   static Doubles widened(const float* from) { return vcvt_f64_f32(vld1_f32(from)); }
-  static Mask one_of(const Mask& a, const Mask& b) { return a ^ b; }
   static Wide even_squares(const Integers& x) {
     const int32x2_t even = vmovn_s64(vreinterpretq_s64_s32(x));
     return vreinterpretq_u64_s64(vmull_s32(even, even));
@@ -279,9 +270,9 @@ class XsimdEncodingOps : public ScalarProductOps, XsimdLanes, protected XsimdInt
           const Integers size = v ^ (v >> 31);
           total += v;
           each<kPlanes>([&](auto p) {
-            const Mask is_set = plane<kBits, p(), kLevels<kBits> / 2 - 1>(v, size, bounds + l);
-            set[p] = xsimd::select(is_set, set[p] + v, set[p]);
-            bits[p] = xsimd::select(is_set, bits[p] | Integers(1 << i), bits[p]);
+            const Integers is_set = plane<kBits, p(), kLevels<kBits> / 2 - 1>(v, size, bounds + l);
+            set[p] += v & is_set;
+            bits[p] |= Integers(1 << i) & is_set;
           });
         });
         each<kPlanes>([&](auto p) { put(bits[p], lanes, p * rows + row, l); });
@@ -459,21 +450,23 @@ class XsimdEncodingOps : public ScalarProductOps, XsimdLanes, protected XsimdInt
     });
   }
 
-  // Bit p of codes, were there only the first `b` bounds: each that is passed changes the bit if it
-  // differs between the codes above and below.
+  // Bit p of codes, were there only the first `b` bounds, all ones where it is set: each bound that
+  // is passed changes the bit if it differs between the codes above and below. Not as a batch_bool,
+  // whose operations xsimd 8.1.0 has wrong (^ with AVX-512) or does not compile without
+  // optimisation (select).
   template <int kBits, std::size_t p, int b>
-  MAGICPIG_ALWAYS_INLINE static Mask plane(const Integers& x, const Integers& size,
-                                           const std::int32_t* bounds) {
+  MAGICPIG_ALWAYS_INLINE static Integers plane(const Integers& x, const Integers& size,
+                                               const std::int32_t* bounds) {
     constexpr Levels kOwn(kBits);
     constexpr int kCode = kOwn.code(kOwn.count() / 2 + b);
     if constexpr (b == 0) {
-      if constexpr (((kCode >> p) & 1) != 0) return x > Integers(-1);
-      return x < Integers(0);
+      if constexpr (((kCode >> p) & 1) != 0) return ~(x >> 31);
+      return x >> 31;
     } else {
-      const Mask others = plane<kBits, p, b - 1>(x, size, bounds);
+      const Integers others = plane<kBits, p, b - 1>(x, size, bounds);
       constexpr int kChanged = kCode ^ kOwn.code(kOwn.count() / 2 + b - 1);
       if constexpr (((kChanged >> p) & 1) == 0) return others;
-      return one_of(others, size > Integers::load_unaligned(bounds + (b - 1) * kRotationLanes));
+      return others ^ ((Integers::load_unaligned(bounds + (b - 1) * kRotationLanes) - size) >> 31);
     }
   }
 

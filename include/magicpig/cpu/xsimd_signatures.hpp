@@ -265,9 +265,10 @@ class XsimdSignatureOps : public XsimdEncodingOps {
     const auto power =
         std::bit_cast<Words>(look_up(table_of(kPowers), std::bit_cast<Bytes>(places)));
     const Words units = power + upper_product(power, (steps << 12) ^ Words(0xf000));
-    const Shorts limit = std::bit_cast<Shorts>(units - Words(1));
-    return std::bit_cast<Words>(
-        xsimd::select(score >= Shorts(rule.first_certain()), Shorts(-1), limit));
+    // Below 2^16, as a number without a sign; 0 where the score is certain.
+    const auto missing =
+        std::bit_cast<Words>((xsimd::max)(score, Shorts(rule.first_certain())) - score);
+    return (units - Words(1)) | ((xsimd::min)(missing, Words(1)) - Words(1));
   }
 
   // Score i is drawn if number(limits of scores i to i + 7, i) is within its limit.
