@@ -141,6 +141,8 @@ struct CodeLanes {
 
 /// Sixteen vectors for each row of a code, of which a token's nearest is its four bits.
 struct Centroids {
+  static constexpr int kDotShift = 2;  ///< of products that are summed over rows
+
   const std::int16_t* values = nullptr;      ///< [rows, 16, pairs, 2]
   const std::int32_t* half_norms = nullptr;  ///< [rows, 16] half their squared norms
   int rows = 0;
@@ -162,7 +164,7 @@ concept ProductOps = requires(const std::int32_t* first, int n, std::int16_t* pa
   O::project_lanes(x, n, x, n, y);
   // Of each row that centroid whose product with y [rows, pairs, kRotationLanes, 2] less its half
   // norm is the largest, the first of equals: its number goes to the row of the code, and y
-  // [kRotationLanes] becomes the sum over rows of the products, each shifted right by 8
+  // [kRotationLanes] becomes the sum over rows of the products, each shifted right by kDotShift
   O::nearest_lanes(centroids, x, lanes, y);
 };
 

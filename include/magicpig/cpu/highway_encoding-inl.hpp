@@ -18,8 +18,8 @@
 
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
-#include "magicpig/cpu/scalar_products.hpp"
 #include "magicpig/cpu/highway_loads-inl.hpp"
+#include "magicpig/cpu/scalar_products.hpp"
 #include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/version.hpp"

@@ -64,7 +64,7 @@ struct ScalarProductOps {
         }
       }
       for (int l = 0; l < kRotationLanes; ++l) {
-        dots[l] += best_dots[l] >> 8;
+        dots[l] += best_dots[l] >> Centroids::kDotShift;
         std::uint8_t* to = lanes.words + std::int64_t{r} * CodeLanes::kRowBytes + 2 * l;
         std::uint16_t word = 0;
         std::memcpy(&word, to, sizeof word);
