@@ -291,15 +291,15 @@ class ProductQuantiser::Trainer {
   [[nodiscard]] TokenId train(const Source& source, TokenRange range, int kv_head,
                               const ProductQuantiserConfig& config, ProductQuantiser& to) {
     const auto key = [&](int i) { return source.key(kv_head, token(range, i)); };
+    for (int i = 0; i < samples_; ++i) {
+      if (largest_of(key(i), nullptr, to.dim_) >= kInfinity) return token(range, i);
+    }
     take_mean(key, to);
     std::uint32_t largest = 0;
     for (int i = 0; i < samples_; ++i) {
-      const auto* from = key(i);
-      for (int j = 0; j < to.dim_; ++j) {
-        const std::uint32_t magnitude = bits_of(scalar_at(from, j) - mean_[j]) & 0x7fffffffU;
-        if (magnitude >= 0x7f800000U) return token(range, i);
-        largest = magnitude > largest ? magnitude : largest;
-      }
+      const std::uint32_t own = largest_of(key(i), mean_, to.dim_);
+      if (own >= kInfinity) return token(range, i);
+      largest = own > largest ? own : largest;
     }
     const int exponent = exponent_of(largest);
     const float power = power_of_two(exponent);
@@ -324,7 +324,19 @@ class ProductQuantiser::Trainer {
   [[nodiscard]] TokenId token(TokenRange range, int i) const {
     return range.begin + static_cast<TokenId>(std::int64_t{i} * range.size() / samples_);
   }
-  static std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+
+  static constexpr std::uint32_t kInfinity = 0x7f800000U;
+  // The bits of the largest magnitude of a row, less `centre` where there is one.
+  template <class T>
+  static std::uint32_t largest_of(const T* row, const float* centre, int dim) {
+    std::uint32_t largest = 0;
+    for (int j = 0; j < dim; ++j) {
+      const float x = scalar_at(row, j) - (centre != nullptr ? centre[j] : 0.0F);
+      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffU;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+  }
 
   template <class Key>
   void take_mean(const Key& key, const ProductQuantiser& to) {
