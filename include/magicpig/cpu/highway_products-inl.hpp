@@ -56,7 +56,7 @@ class HighwayPairs {
     const int32x4_t first = vmlal_lane_s16(sums.raw, x.first, entries, 0);
     sums = IntegerVector(vmlal_lane_s16(first, x.second, entries, 1));
   }
-#elif HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
+#else
   using Coordinates = IntegerVector;
   using Entries = IntegerVector;
 
@@ -74,27 +74,12 @@ class HighwayPairs {
     sums = hn::Add(sums, IntegerVector{_mm512_madd_epi16(x.raw, entries.raw)});
 #elif HWY_TARGET == HWY_AVX2
     sums = hn::Add(sums, IntegerVector{_mm256_madd_epi16(x.raw, entries.raw)});
-#else
+#elif HWY_TARGET <= HWY_SSSE3
     sums = hn::Add(sums, IntegerVector{_mm_madd_epi16(x.raw, entries.raw)});
-#endif
-  }
 #else
-  struct Coordinates {
-    IntegerVector first;
-    IntegerVector second;
-  };
-  using Entries = Coordinates;
-
-  HWY_INLINE static Coordinates load(const std::int16_t* x) {
-    const hn::Repartition<std::int16_t, Integers> d;
-    return apart(hn::BitCast(Integers(), hn::LoadU(d, x)));
-  }
-  HWY_INLINE static Entries repeat(const std::int16_t* entries) {
-    return apart(hn::Set(Integers(), both(entries)));
-  }
-  HWY_INLINE static void add(const Entries& entries, const Coordinates& x, IntegerVector& sums) {
-    sums = hn::Add(sums, hn::Mul(x.first, entries.first));
-    sums = hn::Add(sums, hn::Mul(x.second, entries.second));
+    sums = hn::Add(sums, hn::Mul(first_of(x), first_of(entries)));
+    sums = hn::Add(sums, hn::Mul(hn::ShiftRight<16>(x), hn::ShiftRight<16>(entries)));
+#endif
   }
 #endif
 
@@ -104,12 +89,10 @@ class HighwayPairs {
     std::memcpy(&pair, entries, sizeof pair);
     return pair;
   }
-#if HWY_TARGET != HWY_NEON && (!HWY_ARCH_X86 || HWY_TARGET == HWY_EMU128)
   // Little-endian: the first of a pair is the lower half.
-  HWY_INLINE static Coordinates apart(IntegerVector pairs) {
-    return {hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs)), hn::ShiftRight<16>(pairs)};
+  HWY_INLINE static IntegerVector first_of(IntegerVector pairs) {
+    return hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs));
   }
-#endif
 };
 
 /// ProductOps of one Highway target.
@@ -245,12 +228,6 @@ class HighwayProductOps {
     (hn::StoreU(hn::ShiftRightSame(sums[v], shift), d, y + v * hn::Lanes(d)), ...);
   }
 
-  // Of the centroids of a row so far, in Lanes() lanes.
-  struct Nearest {
-    IntegerVector score;
-    IntegerVector code;
-  };
-
   template <int kPairs, std::size_t... v>
   HWY_INLINE static void find_nearest(std::index_sequence<v...>, const Centroids& centroids,
                                       const std::int16_t* y, const CodeLanes& lanes,
@@ -264,11 +241,14 @@ class HighwayProductOps {
       load(EachVector(), y, own);
       if constexpr (kPairs == 2) load(EachVector(), y + 2 * kRotationLanes, own + kVectors);
       y += kPairs * 2 * kRotationLanes;
-      Nearest nearest[kVectors];
-      each_centroid<kPairs>(std::make_integer_sequence<int, 16>(), values, half_norms, own,
+      IntegerVector scores[kVectors];  // of the nearest so far
+      IntegerVector nearest[kVectors];
+      each_centroid<kPairs>(std::make_integer_sequence<int, 16>(), values, half_norms, own, scores,
                             nearest);
-      ((totals[v] = hn::Add(totals[v], hn::ShiftRight<8>(product(nearest[v], half_norms)))), ...);
-      (put(nearest[v].code, lanes, row, v * hn::Lanes(d)), ...);
+      ((totals[v] =
+            hn::Add(totals[v], hn::ShiftRight<8>(product(scores[v], nearest[v], half_norms)))),
+       ...);
+      (put(nearest[v], lanes, row, v * hn::Lanes(d)), ...);
     }
     (hn::StoreU(totals[v], d, dots + v * hn::Lanes(d)), ...);
   }
@@ -276,57 +256,62 @@ class HighwayProductOps {
   template <int kPairs, int... c>
   HWY_INLINE static void each_centroid(std::integer_sequence<int, c...>, const std::int16_t* values,
                                        const std::int32_t* half_norms, const Coordinates* own,
-                                       Nearest* nearest) {
-    (compare<kPairs, c>(EachVector(), values + c * kPairs * 2, half_norms[c], own, nearest), ...);
+                                       IntegerVector* scores, IntegerVector* nearest) {
+    (compare<kPairs, c>(EachVector(), values + c * kPairs * 2, half_norms[c], own, scores, nearest),
+     ...);
   }
 
   template <int kPairs, int c, std::size_t... v>
   HWY_INLINE static void compare(std::index_sequence<v...>, const std::int16_t* values,
-                                 std::int32_t half_norm, const Coordinates* own, Nearest* nearest) {
+                                 std::int32_t half_norm, const Coordinates* own,
+                                 IntegerVector* scores, IntegerVector* nearest) {
     const Integers d;
     IntegerVector products[kVectors] = {((void)v, hn::Zero(d))...};
     add(EachVector(), values, own, products);
     if constexpr (kPairs == 2) add(EachVector(), values + 2, own + kVectors, products);
     const IntegerVector half = hn::Set(d, half_norm);
-    (take<c>(hn::Sub(products[v], half), nearest[v]), ...);
+    (take<c>(hn::Sub(products[v], half), scores[v], nearest[v]), ...);
   }
 
-  // Centroid c is the nearest where its score is larger than those before.
+  // Centroid c, of score `own`, is the nearest where that is larger than those before.
   template <int c>
-  HWY_INLINE static void take(IntegerVector score, Nearest& nearest) {
+  HWY_INLINE static void take(IntegerVector own, IntegerVector& score, IntegerVector& nearest) {
     const Integers d;
     if constexpr (c == 0) {
-      nearest = {score, hn::Zero(d)};
+      score = own;
+      nearest = hn::Zero(d);
     } else {
-      const auto is_larger = hn::Gt(score, nearest.score);
+      const auto is_nearer = hn::Gt(own, score);
       const IntegerVector code = hn::Set(d, c);
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
-      // Codes ascend. Of 16 bits, as SSSE3 has no other maximum, and blends take longer.
+      // Codes ascend. Of 16 bits, as SSSE3 has no maximum of 32.
       const hn::Repartition<std::int16_t, Integers> d16;
-      const IntegerVector own = hn::And(hn::VecFromMask(d, is_larger), code);
-      nearest.code = hn::BitCast(d, hn::Max(hn::BitCast(d16, nearest.code), hn::BitCast(d16, own)));
+      const IntegerVector later = hn::And(hn::VecFromMask(d, is_nearer), code);
+      nearest = hn::BitCast(d, hn::Max(hn::BitCast(d16, nearest), hn::BitCast(d16, later)));
 #else
-      nearest.code = hn::IfThenElse(is_larger, code, nearest.code);
+      nearest = hn::IfThenElse(is_nearer, code, nearest);
 #endif
-      nearest.score = hn::Max(nearest.score, score);
+      score = hn::Max(score, own);
     }
   }
 
-  // The nearest centroids' products: the scores and half their norms.
-  HWY_INLINE static IntegerVector product(const Nearest& nearest, const std::int32_t* half_norms) {
+  // The nearest centroids' products: their scores and half their norms.
+  HWY_INLINE static IntegerVector product(IntegerVector score, IntegerVector nearest,
+                                          const std::int32_t* half_norms) {
     const Integers d;
 #if HWY_CAP_GE512
     const IntegerVector own =
-        hn::TableLookupLanes(hn::LoadU(d, half_norms), hn::IndicesFromVec(d, nearest.code));
+        hn::TableLookupLanes(hn::LoadU(d, half_norms), hn::IndicesFromVec(d, nearest));
 #elif HWY_CAP_GE256
-    const auto places = hn::IndicesFromVec(d, hn::And(nearest.code, hn::Set(d, 7)));
+    const IntegerVector last = hn::Set(d, 7);
+    const auto places = hn::IndicesFromVec(d, hn::And(nearest, last));
     const IntegerVector lower = hn::TableLookupLanes(hn::LoadU(d, half_norms), places);
     const IntegerVector upper = hn::TableLookupLanes(hn::LoadU(d, half_norms + 8), places);
-    const IntegerVector own = hn::IfThenElse(hn::Gt(nearest.code, hn::Set(d, 7)), upper, lower);
+    const IntegerVector own = hn::IfThenElse(hn::Gt(nearest, last), upper, lower);
 #else
-    const IntegerVector own = hn::GatherIndex(d, half_norms, nearest.code);
+    const IntegerVector own = hn::GatherIndex(d, half_norms, nearest);
 #endif
-    return hn::Add(nearest.score, own);
+    return hn::Add(score, own);
   }
 };
 
