@@ -275,7 +275,7 @@ class HighwayEncodingOps : public HighwayProductOps {
     return IntegerVector{_mm512_cvttps_epi32(x.raw)};
 #elif HWY_TARGET == HWY_AVX2
     return IntegerVector{_mm256_cvttps_epi32(x.raw)};
-#elif HWY_ARCH_X86
+#elif HWY_TARGET <= HWY_SSSE3
     return IntegerVector{_mm_cvttps_epi32(x.raw)};
 #else
     return hn::ConvertTo(Integers(), x);
