@@ -206,6 +206,38 @@ void add_signature_runs(const std::string& backend) {
     const LaneTransform transform{.signs = signs.data(), .count = kDim, .shift = 4};
     time_calls(state, [&] { Ops::transform_lanes(transform, x.data()); });
   });
+  add_run("pair_lanes/" + backend, [](State& state) {
+    const std::vector<std::int32_t> x(std::size_t{kDim} * kRotationLanes, -1);
+    std::vector<std::int16_t> pairs(x.size());
+    constexpr int kHalf = kDim / 2;
+    time_calls(state, [&] {
+      Ops::pair_lanes(x.data(), x.data() + kHalf * kRotationLanes, kHalf, 2 * kRotationLanes,
+                      pairs.data());
+    });
+  });
+  add_run("project_lanes/" + backend, [](State& state) {
+    const std::vector<std::int16_t> matrix(std::size_t{kDim} * kDim, 100);
+    const std::vector<std::int16_t> x(std::size_t{kDim} * kRotationLanes, 100);
+    std::vector<std::int32_t> y(x.size());
+    time_calls(state, [&] { Ops::project_lanes(matrix.data(), kDim, x.data(), 8, y.data()); });
+  });
+  add_run("nearest_lanes/" + backend, [](State& state) {
+    constexpr int kPairs = 2;
+    constexpr std::size_t kRows = kDim / 2 / kPairs;
+    const std::vector<std::int16_t> values(kRows * 16 * 2 * kPairs, 100);
+    const std::vector<std::int32_t> half_norms(kRows * 16, 20000);
+    const std::vector<std::int16_t> y(kRows * kRotationLanes * 2 * kPairs, 100);
+    const std::vector<std::uint16_t> wanted(kRotationLanes, 15);
+    std::vector<std::uint8_t> codes(kRows * CodeLanes::kRowBytes);
+    std::int32_t dots[kRotationLanes];
+    time_calls(state, [&] {
+      Ops::nearest_lanes({.values = values.data(),
+                          .half_norms = half_norms.data(),
+                          .rows = kRows,
+                          .pairs = kPairs},
+                         y.data(), {.words = codes.data(), .wanted = wanted.data()}, dots);
+    });
+  });
 }
 
 template <class Ops>

@@ -21,22 +21,22 @@ struct SignatureSetting {
 
 /// The index over the middle of a workload, with the norms of values.
 struct SignatureIndex {
-  using Index = Signatures<HadamardRotation>;
+  using Index = Signatures<HadamardQuantiser>;
 
-  std::unique_ptr<HadamardRotation> rotation;  // stays where it is: the index refers to it
+  std::unique_ptr<HadamardQuantiser> quantiser;  // stays where it is: the index refers to it
   Index index;
 
   template <class T>
   [[nodiscard]] static SignatureIndex empty(const Workload<T>& workload, int bits) {
-    auto rotation = HadamardRotation::create(workload.shape().head_dim, 1);
-    if (!rotation.ok()) fail(rotation.status().message());
-    auto kept = std::make_unique<HadamardRotation>(std::move(*rotation));
+    auto quantiser = HadamardQuantiser::create(workload.shape().head_dim, bits, 1);
+    if (!quantiser.ok()) fail(quantiser.status().message());
+    auto kept = std::make_unique<HadamardQuantiser>(std::move(*quantiser));
     auto index = Index::create(*kept, {.kv_heads = kKvHeads,
-                                       .bits = bits,
+
                                        .value_dim = workload.shape().head_dim,
                                        .memory_advice = workload.pages().index});
     if (!index.ok()) fail(index.status().message());
-    return {.rotation = std::move(kept), .index = std::move(*index)};
+    return {.quantiser = std::move(kept), .index = std::move(*index)};
   }
 
   template <class T>
@@ -46,8 +46,7 @@ struct SignatureIndex {
   }
 
   [[nodiscard]] Systematic sampler(const SignatureSetting& setting) const {
-    const auto made =
-        Systematic::create(*rotation, setting.bits, {.budget = {.fraction = setting.rows}});
+    const auto made = Systematic::create(*quantiser, {.budget = {.fraction = setting.rows}});
     if (!made.ok()) fail(made.status().message());
     return *made;
   }
@@ -80,7 +79,7 @@ template <class T>
                                 int bits) {
   return kKvHeads * static_cast<double>(workload.middle().size()) *
          static_cast<double>(
-             SignatureIndex::Index::bytes_per_token(signatures.rotation->padded(), bits, true));
+             SignatureIndex::Index::bytes_per_token(signatures.quantiser->shape(), true));
 }
 
 /// The drawn rows.

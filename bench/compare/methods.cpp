@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 9> kMethods{{
+  static constexpr std::array<Method, 10> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"uniform", "uniform sampling without replacement", uniform_settings},
@@ -21,6 +21,8 @@ std::span<const Method> all_methods() {
        table_settings},
       {"signatures", "one draw per KV head by packed codes of 1 to 4 bits per dimension",
        signature_settings},
+      {"trained_signatures", "the same with codes trained on the keys: product quantisation",
+       trained_settings},
       {"signature_draws",
        "codes of 2 bits drawn from otherwise: independent draws, TopK of the score, a certain "
        "share; Haar rotation",

@@ -40,6 +40,7 @@ struct Method {
 [[nodiscard]] std::vector<Setting> published_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> table_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> trained_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_draw_settings(std::span<const double> rows);
 
 }  // namespace magicpig::bench

@@ -41,11 +41,11 @@ struct Tables {
   std::optional<BucketTables<SimHash>> index;
 };
 
-/// Codes over the middle of a capture, with their rotation.
-template <class Rotation>
+/// Codes over the middle of a capture, with their quantiser.
+template <class Quantiser>
 struct Codes {
-  std::unique_ptr<Rotation> rotation;  // stays where it is: the index refers to it
-  std::optional<Signatures<Rotation>> index;
+  std::unique_ptr<Quantiser> quantiser;  // stays where it is: the index refers to it
+  std::optional<Signatures<Quantiser>> index;
 };
 
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
@@ -90,10 +90,10 @@ class Workbench {
   }
 
   /// The same of codes of `bits` bits per dimension, with the norms of values.
-  template <class Rotation>
-  [[nodiscard]] Result<const Codes<Rotation>*> codes(int bits, std::uint64_t seed) {
-    return kept<Codes<Rotation>>({bits, 0}, seed,
-                                 [&](Codes<Rotation>& made) { return build(bits, seed, made); });
+  template <class Quantiser>
+  [[nodiscard]] Result<const Codes<Quantiser>*> codes(int bits, std::uint64_t seed) {
+    return kept<Codes<Quantiser>>({bits, 0}, seed,
+                                  [&](Codes<Quantiser>& made) { return build(bits, seed, made); });
   }
 
  private:
@@ -121,15 +121,28 @@ class Workbench {
     return static_cast<const Made*>(slot.get());
   }
 
-  template <class Rotation>
-  Status build(int bits, std::uint64_t seed, Codes<Rotation>& codes) const {
-    Result<Rotation> rotation = Rotation::create(capture_.shape().head_dim, seed);
-    if (!rotation.ok()) return rotation.status();
-    codes.rotation = std::make_unique<Rotation>(std::move(*rotation));
-    auto index =
-        Signatures<Rotation>::create(*codes.rotation, {.kv_heads = capture_.shape().kv_heads,
-                                                       .bits = bits,
-                                                       .value_dim = capture_.shape().value_dim});
+  // Drawn at random, or trained on the middle.
+  template <class Quantiser>
+  Result<Quantiser> make_quantiser(int bits, std::uint64_t seed) const {
+    if constexpr (requires { Quantiser::create(1, bits, seed); }) {
+      return Quantiser::create(capture_.shape().head_dim, bits, seed);
+    } else {
+      return capture_.with_key_values([&](const auto& key_values) {
+        return Quantiser::train(
+            make_backend<Ops>(pool_), key_values, middle_,
+            {.kv_heads = capture_.shape().kv_heads, .bits = bits, .seed = seed});
+      });
+    }
+  }
+
+  template <class Quantiser>
+  Status build(int bits, std::uint64_t seed, Codes<Quantiser>& codes) const {
+    Result<Quantiser> quantiser = make_quantiser<Quantiser>(bits, seed);
+    if (!quantiser.ok()) return quantiser.status();
+    codes.quantiser = std::make_unique<Quantiser>(std::move(*quantiser));
+    auto index = Signatures<Quantiser>::create(
+        *codes.quantiser,
+        {.kv_heads = capture_.shape().kv_heads, .value_dim = capture_.shape().value_dim});
     if (!index.ok()) return index.status();
     codes.index.emplace(std::move(*index));
     return build_middle(*codes.index);

@@ -5,9 +5,9 @@
 // The map. Everything below is read from top to bottom by decode_head(), the algorithm:
 //
 //   hash        hash/simhash.hpp, rademacher.hpp, orthogonal.hpp   families of hash functions
-//               hash/hadamard.hpp, haar.hpp                        random rotations
+//               hash/scalar_quantiser.hpp                          codes in a random rotation
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
-//               index/signatures.hpp                               or as codes in a random rotation
+//               index/signatures.hpp                               or by the codes of a quantiser
 //   candidates  sample/collision.hpp                               tokens with their probabilities
 //               sample/systematic.hpp, poisson.hpp, top_scores.hpp
 //               sample/uniform.hpp, defensive.hpp                  without hashes, with both
@@ -38,7 +38,7 @@
 #include "magicpig/cpu/scalar.hpp"
 #include "magicpig/decode_layout.hpp"
 #include "magicpig/estimate/estimator.hpp"
-#include "magicpig/hash/hadamard.hpp"
+#include "magicpig/hash/scalar_quantiser.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/bucket_tables.hpp"
 #include "magicpig/index/signatures.hpp"

@@ -239,12 +239,12 @@ void check_samplers(Executor& executor) {
   check_no_allocation<Ops>(executor, problem, *OraclePoisson::create(budget), &range);
   check_no_allocation<Ops>(executor, problem, *OracleMultinomial::create(budget), &range);
 
-  const auto rotation = HadamardRotation::create(24, 1);
-  auto signatures = Signatures<HadamardRotation>::create(*rotation, {.kv_heads = 2, .bits = 2});
+  const auto quantiser = HadamardQuantiser::create(24, 2, 1);
+  auto signatures = Signatures<HadamardQuantiser>::create(*quantiser, {.kv_heads = 2});
   REQUIRE(signatures->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
-  check_no_allocation<Ops>(executor, problem, *Poisson::create(*rotation, 2, {.budget = budget}),
+  check_no_allocation<Ops>(executor, problem, *Poisson::create(*quantiser, {.budget = budget}),
                            &*signatures);
-  check_no_allocation<Ops>(executor, problem, *Systematic::create(*rotation, 2, {.budget = budget}),
+  check_no_allocation<Ops>(executor, problem, *Systematic::create(*quantiser, {.budget = budget}),
                            &*signatures);
 }
 

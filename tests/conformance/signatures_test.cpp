@@ -920,6 +920,243 @@ TEST_CASE_TEMPLATE("quantise_lanes gives the oracle's codes and sums and leaves 
   check_quantised<Ops, 4>(random);
 }
 
+std::vector<std::int16_t> random_shorts(std::size_t count, int most, Random& random) {
+  std::vector<std::int16_t> x;
+  for (std::size_t i = 0; i < count; ++i) {
+    const int kind = random.below(8);
+    const int limit = kind == 0 ? most : kind == 1 ? -most : random.between(-most, most);
+    x.push_back(static_cast<std::int16_t>(kind == 2 ? 0 : limit));
+  }
+  return x;
+}
+
+TEST_CASE_TEMPLATE("pair_lanes gives the oracle's pairs and leaves what is between them", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 422;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int n : {0, 1, 2, 3, 17, 64}) {
+    for (const int stride : {2 * kRotationLanes, 4 * kRotationLanes, 2 * kRotationLanes + 5}) {
+      for (const bool both : {false, true}) {
+        CAPTURE(n);
+        CAPTURE(stride);
+        CAPTURE(both);
+        auto content = random_lanes(n, 15, random);
+        auto others = random_lanes(n, 15, random);
+        for (std::int32_t& x : content) x = random.below(16) == 0 ? -32768 : x;
+        for (std::int32_t& x : others) x = random.below(16) == 0 ? -32768 : x;
+        const auto pairs = [&]<class Own>(int shift) {
+          Placed<std::int32_t> first(content, shift, Guard::kBehind);
+          Placed<std::int32_t> second(others, shift, Guard::kBehind);
+          const std::vector<std::int16_t> untouched(
+              static_cast<std::size_t>(std::max(0, (n - 1) * stride + 2 * kRotationLanes)),
+              kUntouched);
+          Placed<std::int16_t> to(untouched, shift, Guard::kBehind);
+          Own::pair_lanes(first.data(), both ? second.data() : nullptr, n, stride, to.data());
+          return copy(to.data(), untouched.size());
+        };
+        const auto expected = pairs.template operator()<ScalarSignatureOps>(0);
+        CHECK(pairs.template operator()<Ops>(0) == expected);
+        CHECK(pairs.template operator()<Ops>(1) == expected);
+      }
+    }
+  }
+}
+
+// What project_lanes() makes of x [n / 2, kRotationLanes, 2].
+template <class Ops>
+std::vector<std::int32_t> projected(const std::vector<std::int16_t>& entries, int n,
+                                    const std::vector<std::int16_t>& content, int shift,
+                                    const Lie& lie = {}) {
+  Placed<std::int16_t> matrix(entries, lie.shift, lie.guard);
+  Placed<std::int16_t> x(content, lie.shift, lie.guard);
+  const std::vector<std::int32_t> untouched(static_cast<std::size_t>(n) * kRotationLanes);
+  Placed<std::int32_t> y(untouched, lie.shift, lie.guard);
+  Ops::project_lanes(matrix.data(), n, x.data(), shift, y.data());
+  return copy(y.data(), untouched.size());
+}
+
+constexpr int kProjected[] = {2, 4, 6, 8, 10, 14, 16, 22, 64, 66, 128, 256};
+
+TEST_CASE_TEMPLATE("project_lanes gives the oracle's bits for every size and shift", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 423;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int n : kProjected) {
+    const auto size = static_cast<std::size_t>(n);
+    for (const int shift : {0, 1, 14, 15}) {
+      CAPTURE(n);
+      CAPTURE(shift);
+      // Sums of n products and what rounds them stay below 2^31.
+      const int most = std::min(32767, ((1 << 30) / n) >> 15);
+      const auto wide = random_shorts(size * size, 32767, random);
+      const auto few = random_shorts(size * kRotationLanes, most, random);
+      const auto expected = projected<ScalarSignatureOps>(wide, n, few, shift);
+      for (const Guard guard : {Guard::kBefore, Guard::kBehind}) {
+        CHECK(projected<Ops>(wide, n, few, shift, {.guard = guard}) == expected);
+      }
+      CHECK(projected<Ops>(wide, n, few, shift, {.shift = 1, .guard = Guard::kBefore}) == expected);
+      const auto small = random_shorts(size * size, most, random);
+      const auto large = random_shorts(size * kRotationLanes, 32767, random);
+      CHECK(projected<Ops>(small, n, large, shift) ==
+            projected<ScalarSignatureOps>(small, n, large, shift));
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("project_lanes takes the largest products that there may be", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  // -2^15 times -2^15 once, or 2^15 - 1 twice, with nothing beside them.
+  for (const int n : {2, 16, 64}) {
+    for (const int at : {0, n - 1}) {
+      CAPTURE(n);
+      CAPTURE(at);
+      const auto size = static_cast<std::size_t>(n);
+      std::vector<std::int16_t> matrix(size * size, -32768);
+      std::vector<std::int16_t> x(size * kRotationLanes);
+      for (int l = 0; l < kRotationLanes; ++l) {
+        const int pair = at / 2 * kRotationLanes + l;
+        x[static_cast<std::size_t>(2 * pair + at % 2)] = l % 2 == 0 ? -32768 : 32767;
+      }
+      CHECK(projected<Ops>(matrix, n, x, 15) == projected<ScalarSignatureOps>(matrix, n, x, 15));
+      CHECK(projected<Ops>(matrix, n, x, 0)[0] == 1 << 30);
+      for (int l = 0; l < kRotationLanes; ++l) {
+        const auto first = static_cast<std::size_t>(2 * (at / 2 * kRotationLanes + l));
+        x[first] = x[first + 1] = l % 2 == 0 ? -32767 : 32767;
+      }
+      matrix.assign(size * size, 32767);
+      CHECK(projected<Ops>(matrix, n, x, 0) == projected<ScalarSignatureOps>(matrix, n, x, 0));
+      CHECK(projected<Ops>(matrix, n, x, 0)[1] == 2 * 32767 * 32767);
+    }
+  }
+}
+
+// What nearest_lanes() reads but for where the codes go.
+struct NearestInput {
+  int rows = 0;
+  int pairs = 1;
+  std::vector<std::int16_t> values;
+  std::vector<std::int32_t> half_norms;
+  std::vector<std::int16_t> y;
+};
+
+// In three rows of four some centroids are those of another number again: of as near ones the first
+// is wanted. For `most` up to 18,000 scores stay below 2^31.
+NearestInput make_nearest(int rows, int pairs, int most, Random& random) {
+  NearestInput input{.rows = rows, .pairs = pairs, .values = {}, .half_norms = {}, .y = {}};
+  const auto per_row = static_cast<std::size_t>(rows) * static_cast<std::size_t>(pairs) * 2;
+  input.values = random_shorts(per_row * 16, most, random);
+  input.y = random_shorts(per_row * kRotationLanes, most, random);
+  for (int i = 0; i < rows * 16; ++i) {
+    const std::int16_t* own = &input.values[static_cast<std::size_t>(i * pairs * 2)];
+    std::int64_t norm = 0;
+    for (int j = 0; j < 2 * pairs; ++j) norm += std::int64_t{own[j]} * own[j];
+    input.half_norms.push_back(static_cast<std::int32_t>(norm / 2));
+  }
+  for (int row = 0; row < rows; ++row) {
+    const int kind = row % 4;
+    for (int c = 1; kind != 0 && c < 16; ++c) {
+      const int other = random.below(c);
+      if (kind == 1 && random.below(2) == 0) continue;
+      const auto at = static_cast<std::size_t>(row * 16 + c);
+      const auto from = static_cast<std::size_t>(row * 16 + (kind == 3 ? 0 : other));
+      input.half_norms[at] = input.half_norms[from];
+      for (std::size_t j = 0; j < static_cast<std::size_t>(2 * pairs); ++j) {
+        const auto width = static_cast<std::size_t>(2 * pairs);
+        input.values[at * width + j] = input.values[from * width + j];
+      }
+    }
+  }
+  return input;
+}
+
+// What nearest_lanes() leaves; the rest of the rows included.
+struct NearestOutput {
+  bool operator==(const NearestOutput&) const = default;
+  std::vector<std::uint8_t> block;
+  std::vector<std::int32_t> dots;
+};
+
+template <class Ops>
+NearestOutput nearest(const NearestInput& input, const std::vector<std::uint16_t>& wanted,
+                      int place, int bits, const Lie& lie = {}) {
+  Placed<std::int16_t> values(input.values, lie.shift, lie.guard);
+  Placed<std::int32_t> half_norms(input.half_norms, lie.shift, lie.guard);
+  Placed<std::int16_t> y(input.y, lie.shift, lie.guard);
+  NearestOutput result{
+      .block = std::vector<std::uint8_t>(static_cast<std::size_t>(input.rows) * 64, 0xa5),
+      .dots = std::vector<std::int32_t>(kRotationLanes, 7)};
+  Placed<std::uint8_t> block(result.block, 0, place == 0 ? Guard::kBefore : Guard::kBehind);
+  Placed<std::int32_t> dots(result.dots, lie.shift, lie.guard);
+  Ops::nearest_lanes({.values = values.data(),
+                      .half_norms = half_norms.data(),
+                      .rows = input.rows,
+                      .pairs = input.pairs},
+                     y.data(),
+                     {.words = block.data() + place, .wanted = wanted.data(), .shift = bits},
+                     dots.data());
+  result.block = copy(block.data(), result.block.size());
+  result.dots = copy(dots.data(), result.dots.size());
+  return result;
+}
+
+TEST_CASE_TEMPLATE("nearest_lanes gives the oracle's codes and sums and leaves other bits", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  constexpr std::uint64_t kSeed = 424;
+  CAPTURE(kSeed);
+  Random random(kSeed);
+  for (const int pairs : {1, 2}) {
+    for (const int rows : {1, 2, 3, 7, 32, 64, 127}) {
+      for (const int place : {0, 32}) {
+        for (const int bits : {0, 4, 8, 12}) {
+          CAPTURE(pairs);
+          CAPTURE(rows);
+          CAPTURE(place);
+          CAPTURE(bits);
+          // Few values make many scores alike, large ones scores of nearly 2^31.
+          const int kind = random.below(3);
+          const int most = kind == 0 ? 3 : kind == 1 ? 200 : 18000;
+          const NearestInput input = make_nearest(rows, pairs, most, random);
+          const int first = random.below(2) * random.below(kRotationLanes);
+          const int last = random.below(2) == 0 ? kRotationLanes : random.between(first, 16);
+          std::vector<std::uint16_t> wanted;
+          for (int l = 0; l < kRotationLanes; ++l) {
+            wanted.push_back(static_cast<std::uint16_t>(l >= first && l < last ? 15 << bits : 0));
+          }
+          const auto expected = nearest<ScalarSignatureOps>(input, wanted, place, bits);
+          for (const Lie& lie : {Lie{}, Lie{.shift = 1, .guard = Guard::kBefore}}) {
+            CHECK(nearest<Ops>(input, wanted, place, bits, lie) == expected);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("nearest_lanes finds the nearest centroid in any place", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  for (int code = 0; code < 16; ++code) {
+    CAPTURE(code);
+    const auto place = static_cast<std::size_t>(code);
+    NearestInput input{.rows = 1,
+                       .pairs = 1,
+                       .values = std::vector<std::int16_t>(32, -3),
+                       .half_norms = std::vector<std::int32_t>(16, 900),
+                       .y = std::vector<std::int16_t>(2 * kRotationLanes, 1000)};
+    // Of two that are as near, the first; of products below 0, the larger.
+    input.half_norms[place] = 899;
+    for (const std::int16_t least : {std::int16_t{1000}, std::int16_t{-1000}}) {
+      input.y.assign(input.y.size(), least);
+      const auto result = nearest<Ops>(input, std::vector<std::uint16_t>(kRotationLanes, 15), 0, 0);
+      for (int l = 0; l < kRotationLanes; ++l) {
+        CHECK((result.block[static_cast<std::size_t>(2 * l)] & 15) == code);
+        CHECK(result.dots[static_cast<std::size_t>(l)] == (least > 0 ? -1500 : 1500));
+      }
+    }
+  }
+}
+
 // From here on the oracle itself, by formulas that share nothing with it.
 
 // (a b + 2^14) >> 15: to the nearest, halves up.
@@ -1125,6 +1362,103 @@ TEST_CASE("the oracle's quantise_lanes takes the level with the nearest value") 
   }
   CHECK(worst <= 1.0);
   CHECK(result.sums == sums);
+}
+
+TEST_CASE("the oracle's pair_lanes puts coordinates of a token side by side") {
+  Random random(425);
+  const auto first = random_lanes(5, 15, random);
+  const auto second = random_lanes(5, 15, random);
+  std::vector<std::int16_t> pairs(5 * 40, kUntouched);
+  ScalarSignatureOps::pair_lanes(first.data(), second.data(), 5, 40, pairs.data());
+  std::vector<std::int16_t> expected(5 * 40, kUntouched);
+  for (std::size_t at = 0; at < first.size(); ++at) {
+    const std::size_t to = at / kRotationLanes * 40 + at % kRotationLanes * 2;
+    expected[to] = static_cast<std::int16_t>(first[at]);
+    expected[to + 1] = static_cast<std::int16_t>(second[at]);
+  }
+  CHECK(pairs == expected);
+  ScalarSignatureOps::pair_lanes(first.data(), nullptr, 5, 40, pairs.data());
+  for (std::size_t i = 0; i < 5 * 40; ++i) {
+    if (i % 40 < 32 && i % 2 == 1) expected[i] = 0;
+  }
+  CHECK(pairs == expected);
+}
+
+TEST_CASE("the oracle's project_lanes is a matrix by vectors, to the nearest, halves up") {
+  Random random(426);
+  constexpr int kSize = 22;
+  constexpr std::size_t kHalf = kSize / 2;
+  const auto matrix = random_shorts(kSize * kSize, 32767, random);
+  const auto x = random_shorts(std::size_t{kSize} * kRotationLanes, 1400, random);
+  for (const int shift : {0, 3, 15}) {
+    CAPTURE(shift);
+    const auto y = projected<ScalarSignatureOps>(matrix, kSize, x, shift);
+    int wrong = 0;
+    for (std::size_t at = 0; at < y.size(); ++at) {
+      const std::size_t row = at / kRotationLanes;
+      const std::size_t lane = at % kRotationLanes;
+      double sum = 0.0;
+      for (std::size_t column = 0; column < kSize; ++column) {  // paired with that kHalf further on
+        const std::size_t pair = column % kHalf;
+        const std::size_t which = column / kHalf;
+        sum += wide(matrix[row * kSize + 2 * pair + which]) *
+               wide(x[(pair * kRotationLanes + lane) * 2 + which]);
+      }
+      wrong += y[at] != std::floor(sum / std::exp2(shift) + (shift == 0 ? 0.0 : 0.5));
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("the oracle's nearest_lanes takes the least distance, the first of equals") {
+  Random random(427);
+  for (const int pairs : {1, 2}) {
+    CAPTURE(pairs);
+    NearestInput input = make_nearest(21, pairs, 300, random);
+    // Even values have whole half norms.
+    for (std::int16_t& value : input.values) value = static_cast<std::int16_t>(value / 2 * 2);
+    const auto width = static_cast<std::size_t>(2 * pairs);
+    const auto result = [&] {
+      for (std::size_t at = 0; at < input.half_norms.size(); ++at) {
+        double norm = 0.0;
+        for (std::size_t j = 0; j < width; ++j) {
+          norm += wide(input.values[at * width + j]) * wide(input.values[at * width + j]);
+        }
+        input.half_norms[at] = static_cast<std::int32_t>(norm / 2.0);
+      }
+      return nearest<ScalarSignatureOps>(input, std::vector<std::uint16_t>(16, 0xf0), 0, 4);
+    }();
+    int wrong = 0;
+    for (std::size_t l = 0; l < kRotationLanes; ++l) {
+      double dots = 0.0;
+      for (std::size_t row = 0; row < 21; ++row) {
+        double least = std::numeric_limits<double>::infinity();
+        double own = 0.0;
+        int code = 0;
+        for (int c = 0; c < 16; ++c) {
+          const std::size_t at = (row * 16 + static_cast<std::size_t>(c)) * width;
+          double distance = 0.0;
+          double product = 0.0;
+          for (std::size_t j = 0; j < width; ++j) {
+            const std::size_t pair = row * static_cast<std::size_t>(pairs) + j / 2;
+            const double y = wide(input.y[(pair * kRotationLanes + l) * 2 + j % 2]);
+            const double value = wide(input.values[at + j]);
+            distance += (y - value) * (y - value);
+            product += y * value;
+          }
+          if (distance >= least) continue;
+          least = distance;
+          own = product;
+          code = c;
+        }
+        dots += std::floor(own / (1 << Centroids::kDotShift));
+        wrong += result.block[row * 64 + 2 * l] != 16 * code + 5;
+        wrong += result.block[row * 64 + 2 * l + 1] != 0xa5;
+      }
+      wrong += result.dots[l] != dots;
+    }
+    CHECK(wrong == 0);
+  }
 }
 
 }  // namespace

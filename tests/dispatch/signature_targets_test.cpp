@@ -25,13 +25,12 @@
 #define MAGICPIG_TEST_SIGNATURE_TARGETS
 namespace magicpig::test {
 
-using SignatureIndex = Signatures<HadamardRotation>;
+using SignatureIndex = Signatures<HadamardQuantiser>;
 
 /// An index built and appended to, and draws from it.
 struct SignatureCase {
   const Problem<bf16>& problem;
-  const HadamardRotation& rotation;
-  int bits = 2;
+  const HadamardQuantiser& quantiser;
 };
 
 template <class Ops, class Sampler>
@@ -39,12 +38,12 @@ Drawn draw_case(const SignatureCase& c, int kv_head) {
   const Shape& shape = c.problem.shape();
   const auto source = c.problem.source();
   SignatureIndex index = std::move(*SignatureIndex::create(
-      c.rotation, {.kv_heads = shape.kv_heads, .bits = c.bits, .value_dim = shape.value_dim}));
+      c.quantiser, {.kv_heads = shape.kv_heads, .value_dim = shape.value_dim}));
   SerialExecutor executor;
   const auto backend = make_backend<Ops>(executor);
   CHECK(index.build(backend, source, {.begin = 4, .end = 300}).ok());
   CHECK(index.append(backend, source, c.problem.tokens()).ok());
-  const auto sampler = Sampler::create(c.rotation, c.bits, {.budget = {.fraction = 0.05}});
+  const auto sampler = Sampler::create(c.quantiser, {.budget = {.fraction = 0.05}});
   CHECK(sampler.ok());
   return draw_tokens<Ops>(*sampler, c.problem, index, {.seed = 3, .step = 8}, kv_head);
 }
@@ -83,9 +82,9 @@ TEST_CASE("on every target signatures draw the tokens of ScalarOps") {
          .tokens = 1700,
          .seed = 7,
          .key_offset = 0.5});
-    const HadamardRotation rotation = std::move(*HadamardRotation::create(head_dim, 11));
     for (const int bits : {1, 2, 3, 4}) {
-      const SignatureCase own{.problem = problem, .rotation = rotation, .bits = bits};
+      const auto quantiser = std::move(*HadamardQuantiser::create(head_dim, bits, 11));
+      const SignatureCase own{.problem = problem, .quantiser = quantiser};
       CAPTURE(head_dim);
       CAPTURE(bits);
       const Drawn systematic = draw_case<ScalarOps, Systematic>(own, 1);

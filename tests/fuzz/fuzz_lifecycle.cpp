@@ -217,19 +217,18 @@ class Tables {
 /// Signatures, drawn from systematically.
 class Codes {
  public:
-  using Index = Signatures<HadamardRotation>;
+  using Index = Signatures<HadamardQuantiser>;
   using Sampler = Systematic;
 
   explicit Codes(const Config& config)
       : config_(config),
-        rotation_(std::move(*HadamardRotation::create(config.shape.head_dim, config.seed))),
-        sampler_(
-            std::move(*Sampler::create(rotation_, config.bits, {.budget = {.fraction = 0.1}}))) {}
+        quantiser_(
+            std::move(*HadamardQuantiser::create(config.shape.head_dim, config.bits, config.seed))),
+        sampler_(std::move(*Sampler::create(quantiser_, {.budget = {.fraction = 0.1}}))) {}
 
   [[nodiscard]] Index empty(TokenId) const {
-    return std::move(*Index::create(rotation_, {.kv_heads = config_.shape.kv_heads,
-                                                .bits = config_.bits,
-                                                .value_dim = config_.shape.value_dim}));
+    return std::move(*Index::create(
+        quantiser_, {.kv_heads = config_.shape.kv_heads, .value_dim = config_.shape.value_dim}));
   }
   [[nodiscard]] static TokenId seal() { return 1; }
   [[nodiscard]] const Sampler& sampler() const { return sampler_; }
@@ -250,7 +249,7 @@ class Codes {
 
  private:
   Config config_;
-  HadamardRotation rotation_;
+  HadamardQuantiser quantiser_;
   Sampler sampler_;
 };
 

@@ -22,16 +22,16 @@ namespace {
 using namespace magicpig;
 using namespace magicpig::test;
 
-using Index = Signatures<HadamardRotation>;
+using Index = Signatures<HadamardQuantiser>;
 
-HadamardRotation make_rotation(int dim, std::uint64_t seed = 1) {
-  auto rotation = HadamardRotation::create(dim, seed);
-  REQUIRE(rotation.ok());
-  return std::move(*rotation);
+HadamardQuantiser make_quantiser(int dim, int bits = 2, std::uint64_t seed = 1) {
+  auto quantiser = HadamardQuantiser::create(dim, bits, seed);
+  REQUIRE(quantiser.ok());
+  return std::move(*quantiser);
 }
 
-Index make_index(const HadamardRotation& rotation, const SignaturesConfig& config) {
-  auto index = Index::create(rotation, config);
+Index make_index(const HadamardQuantiser& quantiser, const SignaturesConfig& config) {
+  auto index = Index::create(quantiser, config);
   REQUIRE(index.ok());
   return std::move(*index);
 }
@@ -41,12 +41,12 @@ std::vector<int> codes_of(const Index& index, int kv_head, TokenId token) {
   const TokenId local = token - index.indexed().begin;
   const auto& segment = index.segment(local / kSignatureSegment, kv_head);
   const int at = local % kSignatureSegment;
-  const int padded = index.rotation().padded();
+  const int padded = index.quantiser().rotation().padded();
   const std::uint8_t* block =
       segment.codes.data() + std::int64_t{at / kSignatureBlock} * index.rows_per_block() * 64;
   const CodePlace place = CodePlace::of(at % kSignatureBlock);
   std::vector<int> codes(static_cast<std::size_t>(padded));
-  for (int p = 0; p < index.levels().bits(); ++p) {
+  for (int p = 0; p < index.quantiser().levels().bits(); ++p) {
     for (int j = 0; j < padded; ++j) {
       const int half = code_bits(block + (p * padded / 4 + j / 4) * 64, place);
       codes[static_cast<std::size_t>(j)] |= ((half >> (j % 4)) & 1) << p;
@@ -75,12 +75,13 @@ constexpr Shape kShape{.query_heads = 4, .kv_heads = 2, .head_dim = 24, .value_d
 
 TEST_CASE("Signatures.quantise_each_rotated_coordinate_to_its_nearest_level") {
   const Problem<float> problem({.shape = kShape, .tokens = 100, .key_offset = 2.0});
-  const HadamardRotation rotation = make_rotation(24);
   SerialExecutor executor;
   for (int bits = 1; bits <= 4; ++bits) {
-    Index index = make_index(rotation, {.kv_heads = 2, .bits = bits});
+    const HadamardQuantiser quantiser = make_quantiser(24, bits);
+    const HadamardRotation& rotation = quantiser.rotation();
+    Index index = make_index(quantiser, {.kv_heads = 2});
     REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {3, 100}).ok());
-    const Levels& levels = index.levels();
+    const Levels& levels = index.quantiser().levels();
     for (int h = 0; h < 2; ++h) {
       for (TokenId t = 3; t < 100; ++t) {
         std::vector<float> centred(24);
@@ -100,7 +101,7 @@ TEST_CASE("Signatures.quantise_each_rotated_coordinate_to_its_nearest_level") {
           }
           const double chosen = std::abs(x - levels.value(codes[j]));
           CHECK(chosen <= std::abs(x - levels.value(best)) + 2.0);  // bounds are whole numbers
-          dot += static_cast<double>(levels.value(codes[j])) * rotated[j];
+          dot += levels.value(codes[j]) * 0x1p-14 * rotated[j];
         }
         // A bf16 has 8 bits.
         const double factor = result.unit * static_cast<double>(result.square) / dot;
@@ -115,9 +116,9 @@ TEST_CASE("Signatures.keep_the_norms_of_centred_values_in_sixteenths_of_a_power_
   Problem<bf16> problem({.shape = kShape, .tokens = 60});
   for (int j = 0; j < 8; ++j) problem.value(0, 7)[j] = to_bf16(1e30F);
   problem.value(1, 9)[2] = to_bf16(std::numeric_limits<float>::infinity());
-  const HadamardRotation rotation = make_rotation(24);
+  const HadamardQuantiser quantiser = make_quantiser(24);
   SerialExecutor executor;
-  Index index = make_index(rotation, {.kv_heads = 2, .value_dim = 8});
+  Index index = make_index(quantiser, {.kv_heads = 2, .value_dim = 8});
   REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {10, 60}).ok());
   for (int h = 0; h < 2; ++h) {
     double mean[8] = {};
@@ -156,14 +157,14 @@ TEST_CASE("Signatures.appended_token_by_token_and_cut_are_those_built_at_once") 
   const Shape shape{.query_heads = 2, .kv_heads = 2, .head_dim = 9, .value_dim = 4};
   const TokenId tokens = kSignatureSegment + 100;
   const Problem<fp16> problem({.shape = shape, .tokens = tokens});
-  const HadamardRotation rotation = make_rotation(9);
+  const HadamardQuantiser quantiser = make_quantiser(9, 3);
   auto pool = ThreadPool::create(3);
   REQUIRE(pool.ok());
   const auto backend = make_backend<ScalarOps>(**pool);
-  Index whole = make_index(rotation, {.kv_heads = 2, .bits = 3});
+  Index whole = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(whole.build(backend, problem.source(), {.begin = 5, .end = tokens}).ok());
 
-  Index grown = make_index(rotation, {.kv_heads = 2, .bits = 3});
+  Index grown = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(grown.build(backend, problem.source(), {.begin = 5, .end = tokens}).ok());
   for (const TokenId cut : {kSignatureSegment + 60, kSignatureSegment + 5, 4000, 40}) {
     CAPTURE(cut);
@@ -191,7 +192,7 @@ TEST_CASE("Signatures.know_the_largest_factor_of_each_segment_however_they_came_
       }
     }
   }
-  const HadamardRotation rotation = make_rotation(8);
+  const HadamardQuantiser quantiser = make_quantiser(8);
   SerialExecutor executor;
   const auto backend = make_backend<ScalarOps>(executor);
   const auto check_largest = [](const Index& index) {
@@ -202,10 +203,10 @@ TEST_CASE("Signatures.know_the_largest_factor_of_each_segment_however_they_came_
       }
     }
   };
-  Index whole = make_index(rotation, {.kv_heads = 2});
+  Index whole = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(whole.build(backend, problem.source(), {.begin = 3, .end = tokens}).ok());
   check_largest(whole);
-  Index grown = make_index(rotation, {.kv_heads = 2});
+  Index grown = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(grown.build(backend, problem.source(), {.begin = 3, .end = tokens}).ok());
   for (const TokenId cut : {2 * kSignatureSegment + 10, 2 * kSignatureSegment + 3,
                             kSignatureSegment + 4, kSignatureSegment + 3, 700, 4}) {
@@ -226,10 +227,10 @@ TEST_CASE("Signatures.hand_out_blocks_of_every_segment_with_what_belongs_to_them
   const Shape shape{.query_heads = 2, .kv_heads = 2, .head_dim = 12, .value_dim = 4};
   const TokenId tokens = 7 + 2 * kSignatureSegment + 300;
   const Problem<float> problem({.shape = shape, .tokens = tokens});
-  const HadamardRotation rotation = make_rotation(12);
+  const HadamardQuantiser quantiser = make_quantiser(12, 3);
   SerialExecutor executor;
   for (const int value_dim : {0, 4}) {
-    Index index = make_index(rotation, {.kv_heads = 2, .bits = 3, .value_dim = value_dim});
+    Index index = make_index(quantiser, {.kv_heads = 2, .value_dim = value_dim});
     REQUIRE(
         index
             .build(make_backend<ScalarOps>(executor), problem.source(), {.begin = 7, .end = tokens})
@@ -275,13 +276,13 @@ TEST_CASE("Signatures.place_each_token_of_a_block_in_halves_of_bytes_of_their_ow
 }
 
 TEST_CASE("Signatures.take_the_bytes_that_they_say") {
-  CHECK(Index::bytes_per_token(128, 1, true) == 20);
-  CHECK(Index::bytes_per_token(128, 2, false) == 34);
+  CHECK(Index::bytes_per_token(make_quantiser(128, 1).shape(), true) == 20);
+  CHECK(Index::bytes_per_token(make_quantiser(128, 2).shape(), false) == 34);
   const Shape shape{.query_heads = 1, .kv_heads = 1, .head_dim = 64, .value_dim = 4};
   const Problem<bf16> problem({.shape = shape, .tokens = 2 * kSignatureSegment});
-  const HadamardRotation rotation = make_rotation(64);
+  const HadamardQuantiser quantiser = make_quantiser(64);
   SerialExecutor executor;
-  Index index = make_index(rotation, {.bits = 2});
+  Index index = make_index(quantiser, {});
   REQUIRE(index
               .build(make_backend<ScalarOps>(executor), problem.source(),
                      {.begin = 0, .end = 2 * kSignatureSegment})
@@ -301,9 +302,10 @@ TEST_CASE("Signatures.estimate_inner_products_without_bias_over_rotations") {
     Sample error;
     const int seeds = replications(1500);
     for (int s = 0; s < seeds; ++s) {
-      const HadamardRotation rotation =
-          make_rotation(dim, first_seed() + static_cast<std::uint64_t>(s));
-      Index index = make_index(rotation, {.bits = bits});
+      const HadamardQuantiser quantiser =
+          make_quantiser(dim, bits, first_seed() + static_cast<std::uint64_t>(s));
+      const HadamardRotation& rotation = quantiser.rotation();
+      Index index = make_index(quantiser, {});
       REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 33}).ok());
       std::vector<std::int32_t> rotated(static_cast<std::size_t>(dim));
       const Rotated query = rotation.rotate(problem.query(0), rotated.data());
@@ -312,7 +314,8 @@ TEST_CASE("Signatures.estimate_inner_products_without_bias_over_rotations") {
       double estimate = 0.0;
       double exact = 0.0;
       for (std::size_t j = 0; j < codes.size(); ++j) {
-        estimate += index.levels().value(codes[j]) * query.unit * rotated[j];
+        const double level = quantiser.levels().value(codes[j]) * 0x1p-14;
+        estimate += level * query.unit * rotated[j];
         exact += static_cast<double>(problem.query(0)[j]) *
                  static_cast<double>(problem.source().key(0, token)[j] - index.centre(0)[j]);
       }
@@ -332,20 +335,20 @@ TEST_CASE("Signatures.of_equal_keys_have_factor_0") {
       for (int j = 0; j < 24; ++j) problem.key(h, t)[j] = 0.5F;
     }
   }
-  const HadamardRotation rotation = make_rotation(24);
+  const HadamardQuantiser quantiser = make_quantiser(24);
   SerialExecutor executor;
-  Index index = make_index(rotation, {.kv_heads = 2});
+  Index index = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {0, 40}).ok());
   for (TokenId t = 0; t < 40; ++t) CHECK(factor_of(index, 1, t) == 0.0F);
 }
 
 TEST_CASE("Signatures.refuse_keys_that_are_not_finite_and_stay_as_they_were") {
   Problem<float> problem({.shape = kShape, .tokens = 90});
-  const HadamardRotation rotation = make_rotation(24);
+  const HadamardQuantiser quantiser = make_quantiser(24);
   SerialExecutor executor;
   const auto backend = make_backend<ScalarOps>(executor);
-  Index index = make_index(rotation, {.kv_heads = 2});
-  Index before = make_index(rotation, {.kv_heads = 2});
+  Index index = make_index(quantiser, {.kv_heads = 2});
+  Index before = make_index(quantiser, {.kv_heads = 2});
   REQUIRE(index.build(backend, problem.source(), {0, 50}).ok());
   REQUIRE(before.build(backend, problem.source(), {0, 50}).ok());
   const float kept = problem.key(1, 60)[3];
@@ -368,10 +371,10 @@ TEST_CASE("Signatures.refuse_more_tokens_than_segments_can_count") {
   const TokenId tokens = std::numeric_limits<TokenId>::max();
   const auto source = StridedKeyValues<float>::head_major(&somewhere, &somewhere, kShape, tokens);
   REQUIRE(source.ok());
-  const HadamardRotation rotation = make_rotation(24);
+  const HadamardQuantiser quantiser = make_quantiser(24);
   SerialExecutor executor;
   const auto backend = make_backend<ScalarOps>(executor);
-  Index index = make_index(rotation, {.kv_heads = 2});
+  Index index = make_index(quantiser, {.kv_heads = 2});
   const Status status = index.build(backend, *source, {.begin = 0, .end = tokens});
   CHECK(status.code() == ErrorCode::kInvalidArgument);
   CHECK(std::string(status.message()).find("signatures hold up to 2147479552 tokens") == 0);
@@ -380,19 +383,23 @@ TEST_CASE("Signatures.refuse_more_tokens_than_segments_can_count") {
 }
 
 TEST_CASE("Signatures.refuse_what_is_out_of_bounds") {
-  const HadamardRotation rotation = make_rotation(24);
-  for (const SignaturesConfig config : {SignaturesConfig{.kv_heads = 0},
-                                        SignaturesConfig{.bits = 0}, SignaturesConfig{.bits = 5}}) {
-    CHECK(Index::create(rotation, config).status().code() == ErrorCode::kInvalidArgument);
+  const HadamardQuantiser quantiser = make_quantiser(24);
+  for (const SignaturesConfig config :
+       {SignaturesConfig{.kv_heads = 0}, SignaturesConfig{.value_dim = -1}}) {
+    CHECK(Index::create(quantiser, config).status().code() == ErrorCode::kInvalidArgument);
   }
+  for (const int bits : {0, 5}) {
+    CHECK(HadamardQuantiser::create(24, bits, 1).status().code() == ErrorCode::kInvalidArgument);
+  }
+  CHECK(HadamardQuantiser::create(0, 2, 1).status().code() == ErrorCode::kInvalidArgument);
   const Problem<float> problem({.shape = kShape, .tokens = 20});
   SerialExecutor executor;
   const auto backend = make_backend<ScalarOps>(executor);
-  Index index = make_index(rotation, {.kv_heads = 2});
+  Index index = make_index(quantiser, {.kv_heads = 2});
   CHECK(index.build(backend, problem.source(), {0, 21}).code() == ErrorCode::kInvalidArgument);
   CHECK(index.build(backend, problem.source(), {-1, 5}).code() == ErrorCode::kInvalidArgument);
   CHECK(index.truncate(-1).code() == ErrorCode::kInvalidArgument);
-  Index other = make_index(rotation, {.kv_heads = 1});
+  Index other = make_index(quantiser, {.kv_heads = 1});
   CHECK(other.build(backend, problem.source(), {0, 20}).code() == ErrorCode::kShapeMismatch);
 }
 
@@ -400,17 +407,17 @@ TEST_CASE("Signatures.of_an_empty_range_refuse_a_source_of_another_shape_and_tak
   const Problem<float> problem({.shape = kShape, .tokens = 20});
   SerialExecutor executor;
   const auto backend = make_backend<ScalarOps>(executor);
-  const HadamardRotation rotation = make_rotation(24);
-  const HadamardRotation longer = make_rotation(25);
+  const HadamardQuantiser quantiser = make_quantiser(24);
+  const HadamardQuantiser longer = make_quantiser(25);
   for (const TokenRange range : {TokenRange{0, 0}, TokenRange{5, 5}, TokenRange{20, 20}}) {
     CAPTURE(range.begin);
-    Index heads = make_index(rotation, {.kv_heads = 1});
+    Index heads = make_index(quantiser, {.kv_heads = 1});
     Index dims = make_index(longer, {.kv_heads = 2});
-    Index values = make_index(rotation, {.kv_heads = 2, .value_dim = 9});
+    Index values = make_index(quantiser, {.kv_heads = 2, .value_dim = 9});
     for (Index* index : {&heads, &dims, &values}) {
       CHECK(index->build(backend, problem.source(), range).code() == ErrorCode::kShapeMismatch);
     }
-    Index right = make_index(rotation, {.kv_heads = 2, .value_dim = 8});
+    Index right = make_index(quantiser, {.kv_heads = 2, .value_dim = 8});
     REQUIRE(right.build(backend, problem.source(), range).ok());
     CHECK(right.indexed() == range);
     CHECK(right.segment_count() == 0);

@@ -26,7 +26,7 @@ namespace {
 using namespace magicpig;
 using namespace magicpig::test;
 
-using Index = Signatures<HadamardRotation>;
+using Index = Signatures<HadamardQuantiser>;
 
 constexpr Shape kShape{.query_heads = 6, .kv_heads = 2, .head_dim = 24, .value_dim = 8};
 constexpr TokenId kTokens = 600;
@@ -49,12 +49,11 @@ struct Setting {
       : problem(
             {.shape = config.shape, .tokens = config.tokens, .query_scale = config.query_scale}),
         range(config.range) {
-    auto made = HadamardRotation::create(config.shape.head_dim, 5);
+    auto made = HadamardQuantiser::create(config.shape.head_dim, config.bits, 5);
     REQUIRE(made.ok());
-    rotation = std::make_unique<HadamardRotation>(std::move(*made));
-    auto empty = Index::create(
-        *rotation,
-        {.kv_heads = config.shape.kv_heads, .bits = config.bits, .value_dim = config.value_dim});
+    quantiser = std::make_unique<HadamardQuantiser>(std::move(*made));
+    auto empty = Index::create(*quantiser,
+                               {.kv_heads = config.shape.kv_heads, .value_dim = config.value_dim});
     REQUIRE(empty.ok());
     index = std::make_unique<Index>(std::move(*empty));
     build();
@@ -66,14 +65,14 @@ struct Setting {
   }
   template <class Sampler>
   [[nodiscard]] Sampler sampler(const SignatureSamplerConfig& config) const {
-    const auto made = Sampler::create(*rotation, index->levels().bits(), config);
+    const auto made = Sampler::create(*quantiser, config);
     REQUIRE(made.ok());
     return *made;
   }
 
   Problem<float> problem;
   TokenRange range;
-  std::unique_ptr<HadamardRotation> rotation;
+  std::unique_ptr<HadamardQuantiser> quantiser;
   std::unique_ptr<Index> index;
 };
 
@@ -675,7 +674,7 @@ TEST_CASE_TEMPLATE("SignatureSampler.decodes_to_the_same_bits_with_any_number_of
       CAPTURE(workers);
       const auto pool = ThreadPool::create(workers);
       REQUIRE(pool.ok());
-      Index index = std::move(*Index::create(*s.rotation, {.kv_heads = 2, .value_dim = 8}));
+      Index index = std::move(*Index::create(*s.quantiser, {.kv_heads = 2, .value_dim = 8}));
       REQUIRE(index.build(make_backend<Ops>(**pool), source, kRange).ok());
       Outputs outputs(kShape);
       REQUIRE(decode_one<Ops>(**pool, plan, make_request(s.problem, source, &index, outputs, draw))
@@ -714,7 +713,7 @@ TEST_CASE_TEMPLATE("SignatureSampler.draws_the_same_tokens_on_every_machine", Sa
     }
   }
   CHECK(hash ==
-        (std::is_same_v<Sampler, Poisson> ? 4222051831260582342ULL : 5983827187849749105ULL));
+        (std::is_same_v<Sampler, Poisson> ? 15968628248554804366ULL : 6574925981179720926ULL));
 }
 
 TEST_CASE_TEMPLATE("SignatureSampler.refuses_what_is_out_of_bounds", Sampler,
@@ -734,11 +733,7 @@ TEST_CASE_TEMPLATE("SignatureSampler.refuses_what_is_out_of_bounds", Sampler,
         SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = -0.1},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = 1.0},
         SignatureSamplerConfig{.budget = {.tokens = 5}, .certain = nan}}) {
-    CHECK(Sampler::create(*s.rotation, 2, config).status().code() == ErrorCode::kInvalidArgument);
-  }
-  for (const int bits : {0, 5}) {
-    CHECK(Sampler::create(*s.rotation, bits, {.budget = {.tokens = 5}}).status().code() ==
-          ErrorCode::kInvalidArgument);
+    CHECK(Sampler::create(*s.quantiser, config).status().code() == ErrorCode::kInvalidArgument);
   }
 }
 
@@ -746,13 +741,12 @@ TEST_CASE_TEMPLATE("SignatureSampler.supports_indexes_of_its_bits_and_dimension_
                    MAGICPIG_TEST_SAMPLERS) {
   const Setting s({});
   const SignatureSamplerConfig config{.budget = {.tokens = 5}};
-  CHECK(Sampler::create(*s.rotation, 2, config)->supports(*s.index).ok());
-  CHECK(Sampler::create(*s.rotation, 3, config)->supports(*s.index).code() ==
-        ErrorCode::kShapeMismatch);
-  const auto longer = HadamardRotation::create(64, 1);
-  REQUIRE(longer.ok());
-  CHECK(Sampler::create(*longer, 2, config)->supports(*s.index).code() ==
-        ErrorCode::kShapeMismatch);
+  CHECK(Sampler::create(*s.quantiser, config)->supports(*s.index).ok());
+  for (const auto& [dim, bits] : {std::pair{24, 3}, std::pair{23, 2}, std::pair{64, 2}}) {
+    const auto other = HadamardQuantiser::create(dim, bits, 1);
+    REQUIRE(other.ok());
+    CHECK(Sampler::create(*other, config)->supports(*s.index).code() == ErrorCode::kShapeMismatch);
+  }
 }
 
 }  // namespace

@@ -82,10 +82,9 @@ template <class Family>
   return nullptr;
 }
 
-/// The same for signatures of one rotation and config.
-template <class Rotation>
-[[nodiscard]] const char* index_difference(const Signatures<Rotation>& a,
-                                           const Signatures<Rotation>& b) {
+/// The same for signatures of one quantiser and config.
+template <class Q>
+[[nodiscard]] const char* index_difference(const Signatures<Q>& a, const Signatures<Q>& b) {
   if (a.indexed() != b.indexed()) return "range";
   if (a.indexed().empty()) return nullptr;
   for (int h = 0; h < a.kv_heads(); ++h) {

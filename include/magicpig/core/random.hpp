@@ -19,7 +19,8 @@ enum class Purpose : std::uint32_t {
   kPoisson = 3,
   kMultinomial = 4,
   kRotation = 5,
-  kSystematic = 6
+  kSystematic = 6,
+  kQuantiser = 7
 };
 
 /// Names one stream of random numbers. Two streams that differ in any field are independent.

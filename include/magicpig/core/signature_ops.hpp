@@ -139,6 +139,35 @@ struct CodeLanes {
   static constexpr int kRowBytes = 64;    ///< from one row to the next
 };
 
+/// Sixteen vectors for each row of a code, of which a token's nearest is its four bits.
+struct Centroids {
+  static constexpr int kDotShift = 2;  ///< of products that are summed over rows
+
+  const std::int16_t* values = nullptr;      ///< [rows, 16, pairs, 2]
+  const std::int32_t* half_norms = nullptr;  ///< [rows, 16] half their squared norms
+  int rows = 0;
+  int pairs = 1;  ///< of coordinates, 1 or 2
+};
+
+/// Products of 16-bit integers, for kRotationLanes tokens at a time. Pairs of coordinates of a
+/// token lie together: those of lane l at [2 l] and [2 l + 1] of 2 kRotationLanes integers. No sum
+/// of products, in any order, may reach 2^31.
+template <class O>
+concept ProductOps = requires(const std::int32_t* first, int n, std::int16_t* pairs,
+                              const std::int16_t* x, std::int32_t* y, const Centroids& centroids,
+                              const CodeLanes& lanes) {
+  // the pair of lane l at pairs + i stride = first[i, l] and second[i, l], or 0 where second is
+  // null; first, second [n, kRotationLanes] of at most 16 bits, i in [0, n)
+  O::pair_lanes(first, first, n, n, pairs);
+  // y [n, kRotationLanes] = (matrix x + 2^shift / 2) >> shift, n even; x [n / 2, kRotationLanes, 2]
+  // in pairs of coordinates i and i + n / 2, matrix [n, n / 2, 2] of columns in the same pairs
+  O::project_lanes(x, n, x, n, y);
+  // Of each row that centroid whose product with y [rows, pairs, kRotationLanes, 2] less its half
+  // norm is the largest, the first of equals: its number goes to the row of the code, and y
+  // [kRotationLanes] becomes the sum over rows of the products, each shifted right by kDotShift
+  O::nearest_lanes(centroids, x, lanes, y);
+};
+
 /// Loads of rows of type T for the encoding of kRotationLanes tokens.
 template <class O, class T>
 concept EncodesRows = requires(const T* const* rows, const T* row, const float* centre, int dim,
@@ -157,8 +186,8 @@ concept EncodesRows = requires(const T* const* rows, const T* row, const float* 
 /// very bits of ScalarSignatureOps. Counts n of scores are multiples of kSignatureBlock; scores lie
 /// in [-2^15 + 2^8, 2^14 + 2^12]; no alignment is needed.
 template <class O>
-concept SignatureOps = EncodesRows<O, float> && EncodesRows<O, fp16> && EncodesRows<O, bf16> &&
-    EncodesRows<O, q8_0> &&
+concept SignatureOps = ProductOps<O> && EncodesRows<O, float> && EncodesRows<O, fp16> &&
+    EncodesRows<O, bf16> && EncodesRows<O, q8_0> &&
     requires(const CodeBlocks& blocks, const PartialSums& partial, const ScoreRows& rows,
              const std::int16_t* scores, int n, int group, std::int16_t* to, const ScoreRule& rule,
              std::uint16_t* tracks, const std::uint16_t* noise, std::uint64_t* drawn,

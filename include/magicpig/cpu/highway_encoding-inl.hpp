@@ -19,6 +19,7 @@
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/cpu/highway_loads-inl.hpp"
+#include "magicpig/cpu/highway_products-inl.hpp"
 #include "magicpig/cpu/scalar_signatures.hpp"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/version.hpp"
@@ -77,7 +78,7 @@ class HighwayUnits {
 };
 
 /// What makes codes, of one Highway target.
-class HighwayEncodingOps {
+class HighwayEncodingOps : public HighwayProductOps {
   using Tag = hn::CappedTag<float, kRotationLanes>;
   using Integers = hn::RebindToSigned<Tag>;
   using Bits = hn::RebindToUnsigned<Tag>;
@@ -274,7 +275,7 @@ class HighwayEncodingOps {
     return IntegerVector{_mm512_cvttps_epi32(x.raw)};
 #elif HWY_TARGET == HWY_AVX2
     return IntegerVector{_mm256_cvttps_epi32(x.raw)};
-#elif HWY_ARCH_X86
+#elif HWY_TARGET <= HWY_SSSE3
     return IntegerVector{_mm_cvttps_epi32(x.raw)};
 #else
     return hn::ConvertTo(Integers(), x);
@@ -514,19 +515,6 @@ class HighwayEncodingOps {
       const std::int32_t* own = bounds + (b - 1) * kRotationLanes;
       return hn::Xor(others, hn::Gt(size, hn::LoadU(d, own)));
     }
-  }
-
-  // Four bits of lanes from l on to their words in a row.
-  HWY_INLINE static void put(IntegerVector bits, const CodeLanes& lanes, std::size_t row,
-                             std::size_t l) {
-    const hn::Rebind<std::uint16_t, Integers> d;
-    const hn::Repartition<std::uint8_t, decltype(d)> d8;
-    std::uint8_t* to = lanes.words + row * CodeLanes::kRowBytes + 2 * l;
-    const auto own = hn::DemoteTo(d, hn::ShiftLeftSame(bits, lanes.shift));
-    const auto wanted = hn::LoadU(d, lanes.wanted + l);
-    const auto old = hn::BitCast(d, hn::LoadU(d8, to));
-    const auto word = hn::Or(hn::AndNot(wanted, old), hn::And(wanted, own));
-    hn::StoreU(hn::BitCast(d8, word), d8, to);
   }
 };
 

@@ -8,12 +8,13 @@
 
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
+#include "magicpig/cpu/scalar_products.hpp"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-struct ScalarSignatureOps {
+struct ScalarSignatureOps : ScalarProductOps {
   static void score_codes(const CodeBlocks& blocks, const PartialSums& partial,
                           const ScoreRows& scores) {
     for (int b = 0; b < blocks.blocks; ++b) {

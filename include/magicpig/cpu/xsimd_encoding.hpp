@@ -6,7 +6,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <xsimd/xsimd.hpp>
 
@@ -15,6 +14,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/cpu/xsimd_integers.hpp"
 #include "magicpig/cpu/xsimd_loads.hpp"
+#include "magicpig/cpu/xsimd_products.hpp"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/version.hpp"
 
@@ -31,7 +31,7 @@ struct XsimdLanes {
 
   // blocks() takes 16 bytes from each fourth of some rows; transpose() makes the first, second ...
   // float of each block of four vectors; widened() are consecutive numbers; even_squares() are
-  // those of the lower halves of pairs; shift() is x >> bits; narrow() stores numbers below 16.
+  // those of the lower halves of pairs; shift() is x >> bits.
 #if XSIMD_WITH_AVX512BW
   static Floats blocks(const float* const* rows, std::size_t at) {
     const __m512 first = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at));
@@ -58,9 +58,6 @@ struct XsimdLanes {
   static Integers shift(const Integers& x, int bits) {
     return _mm512_srav_epi32(x, _mm512_set1_epi32(bits));
   }
-  static void narrow(const Integers& x, std::uint16_t* to) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(x));
-  }
 #elif XSIMD_WITH_AVX2
   static Floats blocks(const float* const* rows, std::size_t at) {
     const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at));
@@ -84,11 +81,6 @@ struct XsimdLanes {
   static Wide even_squares(const Integers& x) { return _mm256_mul_epi32(x, x); }
   static Integers shift(const Integers& x, int bits) {
     return _mm256_srav_epi32(x, _mm256_set1_epi32(bits));
-  }
-  static void narrow(const Integers& x, std::uint16_t* to) {
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), words);
   }
 #elif XSIMD_WITH_SSSE3
   static Floats blocks(const float* const* rows, std::size_t at) {
@@ -118,9 +110,6 @@ struct XsimdLanes {
   static Integers shift(const Integers& x, int bits) {
     return _mm_sra_epi32(x, _mm_cvtsi32_si128(bits));
   }
-  static void narrow(const Integers& x, std::uint16_t* to) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(x, x));
-  }
 #else
   static Floats blocks(const float* const* rows, std::size_t at) {
     return Floats::load_unaligned(rows[0] + at);
@@ -145,14 +134,11 @@ struct XsimdLanes {
     return vreinterpretq_u64_s64(vmull_s32(even, even));
   }
   static Integers shift(const Integers& x, int bits) { return vshlq_s32(x, vdupq_n_s32(-bits)); }
-  static void narrow(const Integers& x, std::uint16_t* to) {
-    vst1_u16(to, vreinterpret_u16_s16(vmovn_s32(x)));
-  }
 #endif
 };
 
 /// What makes codes, of the instruction set that XsimdOps is for.
-class XsimdEncodingOps : XsimdLanes, protected XsimdIntegers {
+class XsimdEncodingOps : public XsimdProductOps, XsimdLanes, protected XsimdIntegers {
  public:
   template <class T>
   static void centre_lanes(const T* const* rows, const float* centre, int dim, float* to,
@@ -466,23 +452,6 @@ class XsimdEncodingOps : XsimdLanes, protected XsimdIntegers {
       constexpr int kChanged = kCode ^ kOwn.code(kOwn.count() / 2 + b - 1);
       if constexpr (((kChanged >> p) & 1) == 0) return others;
       return others ^ ((Integers::load_unaligned(bounds + (b - 1) * kRotationLanes) - size) >> 31);
-    }
-  }
-
-  // Four bits of lanes from l on to their words in a row, four words at a time.
-  static void put(const Integers& bits, const CodeLanes& lanes, std::size_t row, std::size_t l) {
-    std::uint16_t own[kLanes];
-    narrow(bits, own);
-    std::uint8_t* to = lanes.words + row * CodeLanes::kRowBytes + 2 * l;
-    for (std::size_t i = 0; i < kLanes; i += 4) {
-      std::uint64_t word = 0;
-      std::uint64_t fresh = 0;
-      std::uint64_t wanted = 0;
-      std::memcpy(&word, to + 2 * i, sizeof word);
-      std::memcpy(&fresh, own + i, sizeof fresh);
-      std::memcpy(&wanted, lanes.wanted + l + i, sizeof wanted);
-      word = (word & ~wanted) | ((fresh << lanes.shift) & wanted);
-      std::memcpy(to + 2 * i, &word, sizeof word);
     }
   }
 };

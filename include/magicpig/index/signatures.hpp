@@ -2,8 +2,6 @@
 // Signatures: the keys of one layer as packed codes of a few bits per dimension.
 #pragma once
 
-#include <math.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -23,8 +21,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
-#include "magicpig/hash/levels.hpp"
-#include "magicpig/hash/rotation.hpp"
+#include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
 #include "magicpig/version.hpp"
@@ -37,7 +34,6 @@ inline constexpr int kSignatureSegment = 4096;
 /// What signatures are made from.
 struct SignaturesConfig {
   int kv_heads = 1;
-  int bits = 2;  ///< per dimension, 1 to 4
   /// Width of the values, whose norms then count in a token's score; 0 leaves them out.
   int value_dim = 0;
   /// Shown every array of codes and factors before it is filled; null for none.
@@ -46,12 +42,11 @@ struct SignaturesConfig {
 
 /// The codes and factors of up to kSignatureSegment tokens of one KV head.
 ///
-/// A block of 128 tokens holds, bit plane by bit plane and in it four dimensions by four, a row of
-/// 64 bytes with the four bits of each token where CodePlace says, the lowest bit being that of the
-/// first dimension. So the sign plane is read by itself as the first part of a block. Behind the
-/// last token all is 0, or left from tokens that were cut off.
+/// A block of 128 tokens holds the rows of its code one after the other: 64 bytes with the four
+/// bits of each token where CodePlace says. Behind the last token all is 0, or left from tokens
+/// that were cut off.
 struct SignatureSegment {
-  Buffer<std::uint8_t> codes;        // [blocks, bits, padded / 4, 64]
+  Buffer<std::uint8_t> codes;        // [blocks, rows, 64]
   Buffer<bf16> factors;              // [tokens]
   Buffer<std::int16_t> value_norms;  // [tokens] 16 log2 |v - mean|, or none
   float largest_factor = 0.0F;
@@ -61,55 +56,54 @@ struct SignatureSegment {
   }
 };
 
-/// For each token of a range and each KV head the centred key k - c in a random rotation R, each
-/// coordinate quantised to `bits` bits (Levels), and the factor f = |k - c|^2 / <x, R(k - c)> with
-/// x the code's vector: then f <x, R q> estimates <q, k - c>, without bias over rotations. c is the
-/// mean of the keys when the index was empty last. Beside them, where asked for, |v - u| of the
-/// token's value in sixteenths of a power of 2, u being the mean of the values then. Keys and
-/// values are read while indexing and never kept.
+/// For each token of a range and each KV head the code x of its centred key k - c and the factor f
+/// that a Quantiser gives it: f <x, q> estimates <q, k - c>. c is the mean of the keys when the
+/// index was empty last. Beside them, where asked for, |v - u| of the token's value in sixteenths
+/// of a power of 2, u being the mean of the values then. Keys and values are read while indexing
+/// and never kept.
 ///
-/// Memory per token and KV head: bits * padded / 8 + 2 bytes and 2 for values, padded being
-/// head_dim rounded up to a multiple of 8, in segments of 4,096 tokens. Threads: any number may
-/// read (all const functions); changes need exclusive access. Source: the factor Gao and Long 2024
-/// (RaBitQ); the layout Andre et al. 2015 (fast scan).
-template <class Rotation>
+/// Memory per token and KV head: bits * dim / 8 + 2 bytes, with dim rounded up to a multiple of 8,
+/// and 2 for values, in segments of 4,096 tokens. Threads: any number may read (all const
+/// functions); changes need exclusive access. Source: the layout Andre et al. 2015 (fast scan).
+template <class Q>
 class Signatures {
  public:
   /// Tokens that an index can hold: whole segments of less than 2^31.
   static constexpr TokenId kMaxTokens = INT32_MAX - kSignatureSegment + 1;
 
-  /// An empty index. `rotation` must outlive it and may be shared by any number of indexes.
-  /// Errors: a config value outside its bounds, memory.
-  [[nodiscard]] static Result<Signatures> create(const Rotation& rotation,
+  /// An empty index. `quantiser` must outlive it and may be shared by any number of indexes.
+  /// Errors: a config value outside its bounds, a quantiser for other KV heads, memory.
+  [[nodiscard]] static Result<Signatures> create(const Q& quantiser,
                                                  const SignaturesConfig& config) noexcept {
     if (config.kv_heads < 1 || config.kv_heads >= (1 << 24)) {
       return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)",
                            config.kv_heads);
     }
-    if (config.bits < 1 || config.bits > Levels::kMaxBits) {
-      return Status::error(ErrorCode::kInvalidArgument, "bits %d must lie in [1, %d]", config.bits,
-                           Levels::kMaxBits);
+    if (quantiser.kv_heads() != 0 && quantiser.kv_heads() != config.kv_heads) {
+      return Status::error(ErrorCode::kShapeMismatch,
+                           "the quantiser was made for %d KV heads, the index is for %d",
+                           quantiser.kv_heads(), config.kv_heads);
     }
     if (config.value_dim < 0 || config.value_dim > kMaxDim) {
       return Status::error(ErrorCode::kInvalidArgument, "value_dim %d must lie in [0, %d]",
                            config.value_dim, kMaxDim);
     }
-    Signatures index(rotation, config);
+    Signatures index(quantiser, config);
     const auto heads = static_cast<std::size_t>(config.kv_heads);
-    if (!index.centres_.resize(heads * static_cast<std::size_t>(rotation.dim())) ||
+    if (!index.centres_.resize(heads * static_cast<std::size_t>(index.dim())) ||
         !index.value_means_.resize(heads * static_cast<std::size_t>(config.value_dim))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", config.kv_heads);
     }
     return index;
   }
-  static Result<Signatures> create(const Rotation&& rotation, const SignaturesConfig&) = delete;
+  static Result<Signatures> create(const Q&&, const SignaturesConfig&) = delete;
 
   /// Replaces the content by the tokens of `range` and makes the centre anew. Errors: source and
   /// config disagree, range outside the source, a key that is not finite, memory, a backend without
   /// workers; the index is then unchanged.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
-    Result<Signatures> fresh = create(*rotation_, config_);
+    Result<Signatures> fresh = create(*quantiser_, config_);
     if (!fresh.ok()) return fresh.status();
     Status status = check_range(range);
     if (status.ok()) status = check(source, range.end);
@@ -178,10 +172,9 @@ class Signatures {
     return Status();
   }
 
-  [[nodiscard]] const Rotation& rotation() const { return *rotation_; }
-  [[nodiscard]] const Levels& levels() const { return levels_; }
+  [[nodiscard]] const Q& quantiser() const { return *quantiser_; }
   [[nodiscard]] int kv_heads() const { return config_.kv_heads; }
-  [[nodiscard]] int dim() const { return rotation_->dim(); }
+  [[nodiscard]] int dim() const { return shape_.dim; }
   /// Tokens the index covers.
   [[nodiscard]] TokenRange indexed() const { return range_; }
 
@@ -214,14 +207,13 @@ class Signatures {
         .rows = rows_per_block(),
         .factor_scale = from.largest_factor > 0x1p-100F ? 32767.0F / from.largest_factor : 0.0F};
   }
-  /// Rows per block: one for each bit plane and four dimensions.
-  [[nodiscard]] int rows_per_block() const { return config_.bits * rotation_->padded() / 4; }
+  [[nodiscard]] int rows_per_block() const { return shape_.rows; }
   /// c, [dim].
   [[nodiscard]] const float* centre(int kv_head) const {
     return centres_.data() + std::int64_t{kv_head} * dim();
   }
 
-  /// Bytes held by all arrays; the signs of the rotation belong to it.
+  /// Bytes held by all arrays, the quantiser's not among them.
   [[nodiscard]] std::size_t bytes() const {
     std::size_t sum = centres_.bytes() + value_means_.bytes();
     for (int s = 0; s < reserved_; ++s) {
@@ -231,15 +223,15 @@ class Signatures {
   }
 
   /// Bytes per token and KV head in full segments.
-  [[nodiscard]] static constexpr std::size_t bytes_per_token(int padded, int bits,
+  [[nodiscard]] static constexpr std::size_t bytes_per_token(const QuantiserShape& shape,
                                                              bool value_norms) {
-    return static_cast<std::size_t>(padded) * static_cast<std::size_t>(bits) / 8 + sizeof(bf16) +
+    return static_cast<std::size_t>(shape.rows) / 2 + sizeof(bf16) +
            (value_norms ? sizeof(std::int16_t) : 0);
   }
 
  private:
-  Signatures(const Rotation& rotation, const SignaturesConfig& config)
-      : rotation_(&rotation), config_(config), levels_(config.bits) {}
+  Signatures(const Q& quantiser, const SignaturesConfig& config)
+      : quantiser_(&quantiser), shape_(quantiser.shape()), config_(config) {}
 
   [[nodiscard]] std::size_t place(int number, int kv_head) const {
     return static_cast<std::size_t>(number) * static_cast<std::size_t>(config_.kv_heads) +
@@ -293,25 +285,18 @@ class Signatures {
   // Tokens that are encoded together: those of a block whose codes lie in consecutive words.
   static constexpr int kLanes = kRotationLanes;
 
-  // Of one worker, [kLanes] of each coordinate but for the last two.
+  // Of one worker.
   struct Scratch {
-    float* centred = nullptr;         // [dim, kLanes]
-    std::int32_t* rotated = nullptr;  // [padded, kLanes]
-    float* one = nullptr;             // [dim]
-    std::int32_t* one_rotated = nullptr;
-
-    static Scratch carve(Arena& arena, const Rotation& rotation) {
-      const auto dim = static_cast<std::size_t>(rotation.dim());
-      const auto padded = static_cast<std::size_t>(rotation.padded());
-      return {.centred = arena.take<float>(dim * kLanes),
-              .rotated = arena.take<std::int32_t>(padded * kLanes),
-              .one = arena.take<float>(dim),
-              .one_rotated = arena.take<std::int32_t>(padded)};
-    }
+    float* centred = nullptr;  // [dim, kLanes]
+    typename Q::KeyScratch quantiser;
   };
+  [[nodiscard]] Scratch carve(Arena& arena) const {
+    return {.centred = arena.take<float>(static_cast<std::size_t>(dim()) * kLanes),
+            .quantiser = quantiser_->carve(arena)};
+  }
   [[nodiscard]] std::size_t scratch_per_worker() const {
     Arena arena;
-    (void)Scratch::carve(arena, *rotation_);
+    (void)carve(arena);
     return arena.bytes_needed();
   }
 
@@ -338,7 +323,7 @@ class Signatures {
       const TokenId from = (first_block + task % parts) * kTaskTokens;
       const std::size_t size = scratch_per_worker();
       Arena arena({memory + static_cast<std::size_t>(worker) * size, size});
-      const Scratch scratch = Scratch::carve(arena, *rotation_);
+      const Scratch scratch = carve(arena);
       for (TokenId t = from; t < end && t - from < kTaskTokens; t += kLanes) {
         const Lanes lanes{.kv_head = kv_head,
                           .begin = t,
@@ -369,24 +354,28 @@ class Signatures {
     std::uint32_t largest[kLanes];
     prefetch_keys(source, lanes, 0);
     if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
-    Rotated results[kLanes];
     prefetch_keys(source, lanes, 4);
-    rotate_lanes<Ops>(*rotation_, scratch.centred, largest, scratch.rotated, scratch.one,
-                      scratch.one_rotated, results);
-    std::int64_t dots[kLanes];
     SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
     const int at = lanes.begin % kSignatureSegment;
+    std::uint8_t* block =
+        segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64;
+    const CodePlace place = CodePlace::of(at % kSignatureBlock);
+    const int shift = 8 * (place.byte % 2) + 4 * place.upper;
+    std::uint16_t wanted[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      const bool own = l >= lanes.first && l < lanes.last;
+      wanted[l] = own ? static_cast<std::uint16_t>(15U << shift) : 0U;
+    }
+    double factors[kLanes];
     prefetch_keys(source, lanes, 8);
-    quantise<Ops>(scratch.rotated, results, lanes,
-                  segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64,
-                  dots);
+    quantiser_->template encode<Ops>(
+        lanes.kv_head, scratch.centred, largest,
+        {.words = block + place.byte / 2 * 2, .wanted = wanted, .shift = shift}, scratch.quantiser,
+        factors);
     prefetch_keys(source, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
-      const double factor = dots[l] > 0 ? results[l].unit * static_cast<double>(results[l].square) /
-                                              static_cast<double>(dots[l])
-                                        : 0.0;
       segment.factors.data()[at + l] =
-          to_bf16(static_cast<float>(factor < kLargestFactor ? factor : kLargestFactor));
+          to_bf16(static_cast<float>(factors[l] < kLargestFactor ? factors[l] : kLargestFactor));
     }
     if (config_.value_dim == 0) return true;
     const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
@@ -426,48 +415,6 @@ class Signatures {
     const TokenId begin = lanes.begin + kLanes + first;
     for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
       prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);
-    }
-  }
-
-  // Quantises rotated keys into the places of their lanes in a block; <x, key> of each to `dots`.
-  template <class Ops>
-  void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
-                std::uint8_t* block, std::int64_t* dots) const {
-    if (config_.bits == 1) return quantise<Ops, 1>(rotated, results, lanes, block, dots);
-    if (config_.bits == 2) return quantise<Ops, 2>(rotated, results, lanes, block, dots);
-    if (config_.bits == 3) return quantise<Ops, 3>(rotated, results, lanes, block, dots);
-    quantise<Ops, 4>(rotated, results, lanes, block, dots);
-  }
-
-  template <class Ops, int kBits>
-  void quantise(const std::int32_t* rotated, const Rotated* results, const Lanes& lanes,
-                std::uint8_t* block, std::int64_t* dots) const {
-    // Levels are symmetric, so that the bounds of the upper half tell the lower ones.
-    constexpr int kBounds = (1 << kBits) / 2 - 1;
-    std::int32_t bounds[kBounds * kLanes + 1] = {};
-    for (int l = 0; l < kLanes && kBounds > 0; ++l) {
-      const double sigma = ::sqrt(static_cast<double>(results[l].square) / rotation_->padded());
-      for (int b = 0; b < kBounds; ++b) {
-        const double bound = sigma * levels_.bound(kBounds + 1 + b) / (1 << Levels::kFraction);
-        bounds[b * kLanes + l] = static_cast<std::int32_t>(bound) - 1;
-      }
-    }
-    const CodePlace place = CodePlace::of(lanes.begin % kSignatureBlock);
-    const int shift = 8 * (place.byte % 2) + 4 * place.upper;
-    std::uint16_t wanted[kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-      wanted[l] =
-          l >= lanes.first && l < lanes.last ? static_cast<std::uint16_t>(15U << shift) : 0U;
-    }
-    std::int32_t sums[kBits * kLanes];  // <signs of plane p, key>: below 2^31, see Rotation
-    Ops::template quantise_lanes<kBits>(
-        rotated, rotation_->padded(), bounds,
-        {.words = block + place.byte / 2 * 2, .wanted = wanted, .shift = shift}, sums);
-    for (int l = 0; l < kLanes; ++l) {
-      dots[l] = 0;
-      for (int p = 0; p < kBits; ++p) {
-        dots[l] += std::int64_t{levels_.amplitude(p)} * sums[p * kLanes + l];
-      }
     }
   }
 
@@ -514,9 +461,9 @@ class Signatures {
   static constexpr TokenId kTaskTokens = 2 * kSignatureBlock;
   static constexpr double kLargestFactor = 0x1p127;
 
-  const Rotation* rotation_;
+  const Q* quantiser_;
+  QuantiserShape shape_;
   SignaturesConfig config_;
-  Levels levels_;
   TokenRange range_;
   int reserved_ = 0;                              // segments
   std::unique_ptr<SignatureSegment[]> segments_;  // [reserved, kv_heads]

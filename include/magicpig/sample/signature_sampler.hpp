@@ -16,6 +16,7 @@
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/signatures.hpp"
 #include "magicpig/sample/budget.hpp"
 #include "magicpig/sample/signature_scores.hpp"
@@ -26,8 +27,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// How tokens are drawn by their signatures.
 struct SignatureSamplerConfig {
   Budget budget;  ///< expected rows read per KV head
-  /// pi is as exp(temperature * estimated logit), in [0, 4]; 0 for that of the codes,
-  /// code_temperature().
+  /// pi is as exp(temperature * estimated logit), in [0, 4]; 0 for that of the quantiser.
   double temperature = 0.0;
   /// No token's probability is below this, nor below 2^-16: no weight exceeds its inverse. In
   /// [0, 1]; its rows come on top of the budget.
@@ -37,15 +37,6 @@ struct SignatureSamplerConfig {
   /// certain anyway, so that a share below theirs changes nothing.
   double certain = 0.0;
 };
-
-/// How far an estimated logit is to be trusted with codes of 1 to 4 bits. The best guess of a logit
-/// is its unbiased estimate times the share of a coordinate's square that the code keeps, .64, .88,
-/// .97 and .99, seen from the mean; on captures a little less is best for 2 bits and more. With 0.9
-/// for all, errors with 1 bit are 12 % larger, with others within 2 % (magicpig_compare).
-[[nodiscard]] constexpr double code_temperature(int bits) {
-  constexpr std::array<double, Levels::kMaxBits> kTemperatures = {0.65, 0.8, 0.9, 0.95};
-  return kTemperatures[static_cast<std::size_t>(bits - 1)];
-}
 
 /// How many of n < 2^16 scores reach `least`, in units of 2^-16.
 template <class Ops>
@@ -87,11 +78,11 @@ class SignatureSampler {
   /// Blocks that decide about tau.
   static constexpr int kPilotBlocks = 64;
 
-  /// For indexes over `rotation` of `bits` bits per dimension. Errors: as Budget::check(); a
-  /// temperature, `least` or `certain` outside its bounds; bits outside [1, 4].
-  template <class Rotation>
+  /// For indexes whose codes `quantiser` makes. Errors: as Budget::check(); a temperature, `least`
+  /// or `certain` outside its bounds.
+  template <Quantiser Q>
   [[nodiscard]] static Result<SignatureSampler> create(
-      const Rotation& rotation, int bits, const SignatureSamplerConfig& config) noexcept {
+      const Q& quantiser, const SignatureSamplerConfig& config) noexcept {
     const Status status = config.budget.check();
     if (!status.ok()) return status;
     if (!(config.temperature >= 0.0 && config.temperature <= 4.0)) {
@@ -106,20 +97,17 @@ class SignatureSampler {
       return Status::error(ErrorCode::kInvalidArgument, "certain %g must lie in [0, 1)",
                            config.certain);
     }
-    if (bits < 1 || bits > Levels::kMaxBits) {
-      return Status::error(ErrorCode::kInvalidArgument, "bits %d must lie in [1, %d]", bits,
-                           Levels::kMaxBits);
-    }
-    return SignatureSampler(config, rotation.padded(), bits);
+    return SignatureSampler(config, quantiser.shape(), quantiser.temperature());
   }
 
   /// Error: an index of other signatures than this was made for.
-  template <class Rotation>
-  [[nodiscard]] Status supports(const Signatures<Rotation>& index) const noexcept {
-    if (index.rotation().padded() == padded_ && index.levels().bits() == bits_) return Status();
+  template <class Q>
+  [[nodiscard]] Status supports(const Signatures<Q>& index) const noexcept {
+    const QuantiserShape other = index.quantiser().shape();
+    if (other == shape_) return Status();
     return Status::error(ErrorCode::kShapeMismatch,
                          "the sampler is made for %d bits of %d dimensions, the index has %d of %d",
-                         bits_, padded_, index.levels().bits(), index.rotation().padded());
+                         shape_.bits, shape_.dim, other.bits, other.dim);
   }
 
   struct Scratch {
@@ -138,7 +126,7 @@ class SignatureSampler {
     const int blocks = block_count(limits.tokens);
     const auto pilot =
         static_cast<std::size_t>((blocks < kPilotBlocks ? blocks : kPilotBlocks) * kSignatureBlock);
-    return {.queries = SignatureQueries::carve(arena, limits.group, padded_, bits_),
+    return {.queries = SignatureQueries::carve(arena, limits.group, shape_),
             .scores = arena.take<std::int16_t>(group * pilot),
             .offsets = arena.take<std::int16_t>(group),
             .pilot = arena.take<std::int16_t>(pilot),
@@ -147,21 +135,22 @@ class SignatureSampler {
             .log_pi = arena.take<float>(tokens)};
   }
 
-  template <class Ops, class Source, class Rotation>
-  [[nodiscard]] Candidates<KnownInclusion> draw(
-      const DrawInput<Source, Signatures<Rotation>>& input, Scratch& scratch) const {
+  template <class Ops, class Source, class Q>
+  [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, Signatures<Q>>& input,
+                                                Scratch& scratch) const {
     const TokenRange range = input.index.indexed();
     const TokenId budget = config_.budget.of(range.size());
     if (budget == range.size() || longest_ < 0) return everything(range, scratch);
-    return Scan<Ops, Source, Rotation>(*this, input, scratch).draw(budget);
+    return Scan<Ops, Source, Q>(*this, input, scratch).draw(budget);
   }
 
  private:
   static constexpr int kStripBlocks = 4;
 
-  SignatureSampler(const SignatureSamplerConfig& config, int padded, int bits)
-      : config_(config), padded_(padded), bits_(bits) {
-    if (config_.temperature == 0.0) config_.temperature = code_temperature(bits);
+  SignatureSampler(const SignatureSamplerConfig& config, const QuantiserShape& shape,
+                   double temperature)
+      : config_(config), shape_(shape) {
+    if (config_.temperature == 0.0) config_.temperature = temperature;
     while (longest_ >= 0 && ScoreRule::units(longest_) < config.least * ScoreRule::kCertain) {
       --longest_;
     }
@@ -186,10 +175,10 @@ class SignatureSampler {
   }
 
   // One draw, for one KV head.
-  template <class Ops, class Source, class Rotation>
+  template <class Ops, class Source, class Q>
   class Scan {
    public:
-    Scan(const SignatureSampler& sampler, const DrawInput<Source, Signatures<Rotation>>& input,
+    Scan(const SignatureSampler& sampler, const DrawInput<Source, Signatures<Q>>& input,
          Scratch& scratch)
         : sampler_(sampler),
           input_(input),
@@ -398,7 +387,7 @@ class SignatureSampler {
     static constexpr std::int16_t kNoScore = -16384;
 
     const SignatureSampler& sampler_;
-    const DrawInput<Source, Signatures<Rotation>>& input_;
+    const DrawInput<Source, Signatures<Q>>& input_;
     Scratch& scratch_;
     SignatureQueries queries_;
     int blocks_;
@@ -409,8 +398,7 @@ class SignatureSampler {
   };
 
   SignatureSamplerConfig config_;
-  int padded_;
-  int bits_;
+  QuantiserShape shape_;
   std::int16_t longest_ = 255;
   std::array<float, 257> log_pi_{};  // of gaps from -1 on
 };

@@ -10,6 +10,7 @@
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/signatures.hpp"
 #include "magicpig/version.hpp"
 
@@ -20,9 +21,9 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// log 2 / 16: score = f <x, R q> + log |v - u| with the code's vector x and the token's factor f.
 ///
 /// The query keeps its precision but for one rounding: each four bits of a code select one of 16
-/// partial sums, which are rounded to a common step such that those of any eight rows add up to 255
-/// at most, some 60 steps from smallest to largest. With 255 steps for each row errors were 0 to
-/// 2 % smaller.
+/// numbers, which are rounded to a common step such that those of any eight rows add up to 255 at
+/// most, some 60 steps from smallest to largest. With 255 steps for each row errors were 0 to 2 %
+/// smaller, with 15 of them 6 to 8 % larger at 2 bits.
 ///
 /// Normative, so that every machine and backend has the same scores: integers, and multiplications
 /// of floats by themselves, truncated.
@@ -31,7 +32,8 @@ class SignatureQueries {
   static constexpr int kLimit = 8192;  ///< of a score without the norm, either way
 
   struct Scratch {
-    std::int32_t* rotated = nullptr;      // [padded]
+    std::int32_t* quantiser = nullptr;    // [query_scratch]
+    std::int32_t* numbers = nullptr;      // [rows, 16] of one head
     std::uint8_t* sums = nullptr;         // [rows, group, 16]
     std::int16_t* middles = nullptr;      // [group]
     std::int16_t* units = nullptr;        // [group]
@@ -39,11 +41,11 @@ class SignatureQueries {
     double* steps = nullptr;              // [group]
   };
 
-  [[nodiscard]] static Scratch carve(Arena& arena, int group, int padded, int bits) {
+  [[nodiscard]] static Scratch carve(Arena& arena, int group, const QuantiserShape& shape) {
     const auto heads = static_cast<std::size_t>(group);
-    const auto width = static_cast<std::size_t>(padded);
-    const std::size_t rows = width / 4 * static_cast<std::size_t>(bits);
-    return {.rotated = arena.take<std::int32_t>(width),
+    const auto rows = static_cast<std::size_t>(shape.rows);
+    return {.quantiser = arena.take<std::int32_t>(static_cast<std::size_t>(shape.query_scratch)),
+            .numbers = arena.take<std::int32_t>(rows * 16),
             .sums = arena.take<std::uint8_t>(rows * heads * 16),
             .middles = arena.take<std::int16_t>(heads),
             .units = arena.take<std::int16_t>(heads),
@@ -56,7 +58,7 @@ class SignatureQueries {
                    const Scratch& scratch)
       : scratch_(scratch), group_(input.queries.count) {
     for (int g = 0; g < group_; ++g) {
-      scratch_.steps[g] = input.scale * temperature * tabulate(input.index, input.queries[g], g);
+      scratch_.steps[g] = input.scale * temperature * tabulate(input, g);
     }
   }
 
@@ -83,76 +85,70 @@ class SignatureQueries {
  private:
   // Partial sums of query g; returns what one of their steps is worth in scores, for a factor,
   // scale and temperature of 1.
-  template <class Index>
-  double tabulate(const Index& index, const float* query, int g) {
-    const Levels& levels = index.levels();
-    const int padded = index.rotation().padded();
-    const Rotated result = index.rotation().rotate(query, scratch_.rotated);
-    for (int j = 0; j < padded; ++j) scratch_.rotated[j] /= 4;  // sums of four stay below 2^30
-    const float step = step_of(levels, padded);
-    int middle = 0;
-    for (int p = 0; p < levels.bits(); ++p) {
-      const float share = static_cast<float>(2 * levels.amplitude(p)) / step;
-      for (int j = 0; j < padded; j += 4) {
-        const std::int64_t row = p * (padded / 4) + j / 4;
-        middle +=
-            tabulate_row(scratch_.rotated + j, share, scratch_.sums + (row * group_ + g) * 16);
+  template <class Source, class Index>
+  double tabulate(const DrawInput<Source, Index>& input, int g) {
+    const int rows = input.index.rows_per_block();
+    const double unit = input.index.quantiser().tabulate(input.kv_head, input.queries[g],
+                                                         scratch_.quantiser, scratch_.numbers);
+    const std::int64_t step = step_of(rows);
+    const float share = 2.0F / static_cast<float>(step);
+    std::int64_t lowest = 0;  // of all rows together
+    int highest = 0;          // in steps above it
+    for (int r = 0; r < rows; ++r) {
+      const Extremes own = extremes(r);
+      lowest += own.low;
+      std::uint8_t* sums = scratch_.sums + (std::int64_t{r} * group_ + g) * 16;
+      for (int n = 0; n < 16; ++n) {
+        sums[n] = static_cast<std::uint8_t>(steps(scratch_.numbers[r * 16 + n] - own.low, share));
       }
+      highest += steps(own.high - own.low, share);
     }
+    const auto middle = static_cast<int>((step / 2 - lowest) / step);
+    const int below = middle < 0 ? -middle : middle;
+    const int most = highest - middle > below ? highest - middle : below;
     scratch_.middles[g] = static_cast<std::int16_t>(middle);
-    scratch_.units[g] = static_cast<std::int16_t>(32767 / (middle > 0 ? middle : 1));
+    scratch_.units[g] = static_cast<std::int16_t>(32767 / (most > 0 ? most : 1));
     constexpr double kLog2E = 1.4426950408889634;
-    return result.unit * 4.0 * static_cast<double>(step) * (kLog2E * ScoreRule::kSteps);
+    return unit * static_cast<double>(step) * (kLog2E * ScoreRule::kSteps);
   }
 
-  // Amplitudes times rotated coordinates per step. The largest partial sums of any eight rows come
-  // to 123 steps at most, rounded one by one to 127, so that no eight sums exceed 254; those of all
-  // rows to less than 2^15.
-  [[nodiscard]] float step_of(const Levels& levels, int padded) const {
+  // A step's worth in the quantiser's numbers. What lies between the smallest and largest of any
+  // eight rows comes to 246 steps at most, rounded one by one to 250; sums of all rows, and what
+  // they are for a score of 0, stay below 2^15.
+  [[nodiscard]] std::int64_t step_of(int rows) const {
     std::int64_t eight = 0;
     std::int64_t largest = 0;
     std::int64_t all = 0;
-    int row = 0;
-    for (int p = 0; p < levels.bits(); ++p) {
-      for (int j = 0; j < padded; j += 4, ++row) {
-        const std::int64_t sum = magnitude(scratch_.rotated + j) * levels.amplitude(p);
-        eight = row % 8 == 0 ? sum : eight + sum;
-        largest = eight > largest ? eight : largest;
-        all += sum;
-      }
+    for (int r = 0; r < rows; ++r) {
+      const Extremes own = extremes(r);
+      const std::int64_t width = std::int64_t{own.high} - own.low;
+      eight = r % 8 == 0 ? width : eight + width;
+      largest = eight > largest ? eight : largest;
+      all += 2 * std::int64_t{-own.low > own.high ? -own.low : own.high};
     }
-    const std::int64_t by_eight = largest / 123 + 1;
-    const std::int64_t by_all = all / (32000 - row / 2) + 1;
-    return static_cast<float>(by_eight > by_all ? by_eight : by_all);
+    const std::int64_t by_eight = largest / 246 + 1;
+    const std::int64_t by_all = all / (32000 - rows / 2) + 1;
+    return by_eight > by_all ? by_eight : by_all;
   }
 
-  static std::int64_t magnitude(const std::int32_t* four) {
-    std::int64_t sum = 0;
-    for (int i = 0; i < 4; ++i) sum += four[i] < 0 ? -four[i] : four[i];
-    return sum;
+  struct Extremes {
+    std::int32_t low = 0;
+    std::int32_t high = 0;
+  };
+  // Of row r, and 0.
+  [[nodiscard]] Extremes extremes(int r) const {
+    Extremes found;
+    for (int n = 0; n < 16; ++n) {
+      const std::int32_t x = scratch_.numbers[r * 16 + n];
+      found.low = x < found.low ? x : found.low;
+      found.high = x > found.high ? x : found.high;
+    }
+    return found;
   }
 
-  // The sum of four coordinates with signs + where a bit is set and - elsewhere, in steps of
-  // 2 / share, rounded to the nearest, above the smallest of them; returns that one's magnitude.
-  static int tabulate_row(const std::int32_t* four, float share, std::uint8_t* sums) {
-    const int middle = halved(static_cast<float>(magnitude(four)) * share);
-    std::int32_t half[8];
-    for (int n = 0; n < 8; ++n) {
-      half[n] = -four[3];
-      for (int i = 0; i < 3; ++i) half[n] += ((n >> i) & 1) != 0 ? four[i] : -four[i];
-    }
-    for (int n = 0; n < 8; ++n) {
-      const int steps = halved(static_cast<float>(half[n]) * share);
-      sums[n] = static_cast<std::uint8_t>(middle + steps);
-      sums[15 - n] = static_cast<std::uint8_t>(middle - steps);
-    }
-    return middle;
-  }
-
-  // x / 2 to the nearest integer, halves away from zero, for x that is truncated first.
-  static int halved(float x) {
-    const auto twice = static_cast<int>(x);
-    return (twice + (twice < 0 ? -1 : 1)) / 2;
+  // x in steps of 2 / share, to the nearest, halves up.
+  static int steps(std::int32_t x, float share) {
+    return (static_cast<int>(static_cast<float>(x) * share) + 1) / 2;
   }
 
   Scratch scratch_;
