@@ -43,7 +43,7 @@ def runs():
     yield f"^stage/(retrieve|attend/(candidates|exact))/{shape(LONG)}/"
     yield f"^stage/(draw_signatures|attend/signatures)/bits:[12]/{shape(LONG)}/"
     yield f"^stage/(build|append/tokens:1024)/n:{LONG}/dim:128/bf16/threads:[12]"
-    yield f"^stage/build_signatures/bits:[12]/{shape(LONG)}/threads:[12]"
+    yield f"^stage/build_(signatures|trained)/bits:[12]/{shape(LONG)}/threads:[12]"
 
 
 def measure(decode, repetitions, chosen_runs, figures):
@@ -230,6 +230,8 @@ class Report:
             ("tables: append 1,024 tokens", f"append/tokens:1024/n:{LONG}/dim:128/bf16"),
             ("signatures, 1 bit: build", f"build_signatures/bits:1/{shape(LONG)}"),
             ("signatures, 2 bits: build", f"build_signatures/bits:2/{shape(LONG)}"),
+            ("signatures, 1 bit, trained: build", f"build_trained/bits:1/{shape(LONG)}"),
+            ("signatures, 2 bits, trained: build", f"build_trained/bits:2/{shape(LONG)}"),
         ):
             for threads in (1, 2):
                 run = self.runs.get(f"stage/{stage}/threads:{threads}")

@@ -20,10 +20,11 @@ STYLES = {
     "magicpig": ("MagicPIG, published rule", "#D55E00", "*", "none"),
     "tables": ("tables, other (K, L, t, r, ρ)", "#E69F00", "D", "none"),
     "signatures": ("signatures, 1 to 4 bits", "#009E73", "^", "none"),
+    "trained_signatures": ("signatures, trained on keys", "#F0E442", "P", "-"),
     "signature_draws": ("signatures, other draws", "#CC79A7", "x", "none"),
 }
 # For methods that this file does not know yet.
-SPARE = [("#F0E442", "X"), ("#8C510A", "h"), ("#5E3C99", "p")]
+SPARE = [("#8C510A", "h"), ("#5E3C99", "p")]
 EXACT = "exact"
 COLUMNS = (4, 3)
 X_TITLE = "rows read per KV head, % of the tokens between sink and window"

@@ -23,7 +23,7 @@ void time_draw_signatures(::benchmark::State& state, Harness& harness, const Wor
   const SignatureIndex& own = signature_index(harness, workload, setting.bits);
   const Systematic sampler = own.sampler(setting);
   Traffic traffic = drawn_traffic(workload, own, setting);
-  traffic.bytes = scan_bytes(workload, own, setting.bits);
+  traffic.bytes = scan_bytes(workload, own);
   SamplerScratch<Systematic> scratch(sampler, workload);
   time_cold(state, harness, harness.pool(1), traffic, [&] {
     for (int h = 0; h < kKvHeads; ++h) {
@@ -45,13 +45,13 @@ void time_attend_signatures(::benchmark::State& state, Harness& harness, const W
                   [&](int h) { return own.draw_input(workload, h); });
 }
 
-/// An index over the middle of one layer, from nothing. `key_reads` is its time over that of
-/// reading the keys at the measured bandwidth.
-template <class T>
+/// An index over the middle of one layer, from nothing but its quantiser. `key_reads` is its time
+/// over that of reading the keys at the measured bandwidth.
+template <class T, class Q>
 void time_build_signatures(::benchmark::State& state, Harness& harness, const WorkloadShape& shape,
                            int bits, int threads) {
   auto& workload = harness.workload<T>(shape, false);
-  SignatureIndex own = SignatureIndex::empty(workload, bits);
+  auto own = QuantisedIndex<Q>::empty(workload, bits);
   FastestIteration fastest;
   for (auto _ : state) {
     fastest.start();
@@ -88,7 +88,13 @@ inline void register_signature_stages(Harness& harness, const WorkloadShape& sha
     for (const int threads : {1, 2}) {
       register_stage("build_signatures" + size + "/threads:" + std::to_string(threads),
                      [&harness, shape, setting, threads](State& s) {
-                       time_build_signatures<bf16>(s, harness, shape, setting.bits, threads);
+                       time_build_signatures<bf16, HadamardQuantiser>(s, harness, shape,
+                                                                      setting.bits, threads);
+                     });
+      register_stage("build_trained" + size + "/threads:" + std::to_string(threads),
+                     [&harness, shape, setting, threads](State& s) {
+                       time_build_signatures<bf16, ProductQuantiser>(s, harness, shape,
+                                                                     setting.bits, threads);
                      });
     }
   }

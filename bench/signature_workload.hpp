@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "magicpig/attention.hpp"
+#include "magicpig/hash/product_quantiser.hpp"
 #include "workload.hpp"
 
 namespace magicpig::bench {
@@ -20,17 +21,27 @@ struct SignatureSetting {
 };
 
 /// The index over the middle of a workload, with the norms of values.
-struct SignatureIndex {
-  using Index = Signatures<HadamardQuantiser>;
+template <class Q>
+struct QuantisedIndex {
+  using Index = Signatures<Q>;
 
-  std::unique_ptr<HadamardQuantiser> quantiser;  // stays where it is: the index refers to it
+  std::unique_ptr<Q> quantiser;  // stays where it is: the index refers to it
   Index index;
 
+  /// The quantiser drawn at random, or trained on the middle.
   template <class T>
-  [[nodiscard]] static SignatureIndex empty(const Workload<T>& workload, int bits) {
-    auto quantiser = HadamardQuantiser::create(workload.shape().head_dim, bits, 1);
+  [[nodiscard]] static QuantisedIndex empty(const Workload<T>& workload, int bits) {
+    auto quantiser = [&] {
+      if constexpr (requires { Q::create(1, bits, 1); }) {
+        return Q::create(workload.shape().head_dim, bits, 1);
+      } else {
+        SerialExecutor executor;
+        return Q::train(make_backend<Ops>(executor), workload.view(), workload.middle(),
+                        {.kv_heads = kKvHeads, .bits = bits});
+      }
+    }();
     if (!quantiser.ok()) fail(quantiser.status().message());
-    auto kept = std::make_unique<HadamardQuantiser>(std::move(*quantiser));
+    auto kept = std::make_unique<Q>(std::move(*quantiser));
     auto index = Index::create(*kept, {.kv_heads = kKvHeads,
 
                                        .value_dim = workload.shape().head_dim,
@@ -63,6 +74,8 @@ struct SignatureIndex {
   }
 };
 
+using SignatureIndex = QuantisedIndex<HadamardQuantiser>;
+
 /// The index of a workload with so many bits, made when it is asked for first.
 template <class T>
 [[nodiscard]] SignatureIndex& signature_index(Harness& harness, Workload<T>& workload, int bits) {
@@ -75,8 +88,7 @@ template <class T>
 
 /// Codes, factors and norms of all indexed tokens.
 template <class T>
-[[nodiscard]] double scan_bytes(const Workload<T>& workload, const SignatureIndex& signatures,
-                                int bits) {
+[[nodiscard]] double scan_bytes(const Workload<T>& workload, const SignatureIndex& signatures) {
   return kKvHeads * static_cast<double>(workload.middle().size()) *
          static_cast<double>(
              SignatureIndex::Index::bytes_per_token(signatures.quantiser->shape(), true));
@@ -103,7 +115,7 @@ template <class T>
 [[nodiscard]] Traffic signature_traffic(Workload<T>& workload, const SignatureIndex& signatures,
                                         const SignatureSetting& setting) {
   Traffic traffic = drawn_traffic(workload, signatures, setting);
-  traffic.bytes += scan_bytes(workload, signatures, setting.bits);
+  traffic.bytes += scan_bytes(workload, signatures);
   const TokenId exact = workload.shape().tokens - workload.middle().size();
   const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
   traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;

@@ -62,8 +62,8 @@ std::vector<Setting> signature_draw_settings(std::span<const double> rows) {
   const std::array bits{2};
   add_settings<Poisson>("poisson ", bits, rows, {}, settings);
   add_settings<TopScores>("topk ", bits, rows, {}, settings);
-  add_settings<Systematic>("certain=0.25 ", bits, rows, {.certain = 0.25}, settings);
-  add_settings<Systematic>("certain=0.5 ", bits, rows, {.certain = 0.5}, settings);
+  add_settings<Systematic>("certain=0.25 ", bits, rows, {.budget = {}, .certain = 0.25}, settings);
+  add_settings<Systematic>("certain=0.5 ", bits, rows, {.budget = {}, .certain = 0.5}, settings);
   add_settings<Systematic, ScalarQuantiser<HaarRotation>>("haar ", bits, rows, {}, settings);
   return settings;
 }

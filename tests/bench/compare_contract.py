@@ -13,7 +13,7 @@ HEADS, KV_HEADS, ROWS, TOKENS, DIM = 4, 2, 8, 700, 16
 SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
 METHODS = ["exact", "topk", "uniform", "oracle_multinomial", "oracle_ht", "magicpig", "tables", "signatures",
-           "signature_draws"]
+           "trained_signatures", "signature_draws"]
 FIGURES = [
     "rows",
     "index_bytes_per_token",

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "magicpig/attention.hpp"
+#include "magicpig/hash/product_quantiser.hpp"
 #include "on_every_target.hpp"
 #include "problem.hpp"
 #include "statistics.hpp"
@@ -25,19 +26,18 @@
 #define MAGICPIG_TEST_SIGNATURE_TARGETS
 namespace magicpig::test {
 
-using SignatureIndex = Signatures<HadamardQuantiser>;
-
-/// An index built and appended to, and draws from it.
+template <class Q>
 struct SignatureCase {
   const Problem<bf16>& problem;
-  const HadamardQuantiser& quantiser;
+  const Q& quantiser;
 };
 
-template <class Ops, class Sampler>
-Drawn draw_case(const SignatureCase& c, int kv_head) {
+/// What a sampler draws from an index that was built and appended to.
+template <class Ops, class Sampler, class Q>
+Drawn draw_case(const SignatureCase<Q>& c, int kv_head) {
   const Shape& shape = c.problem.shape();
   const auto source = c.problem.source();
-  SignatureIndex index = std::move(*SignatureIndex::create(
+  auto index = std::move(*Signatures<Q>::create(
       c.quantiser, {.kv_heads = shape.kv_heads, .value_dim = shape.value_dim}));
   SerialExecutor executor;
   const auto backend = make_backend<Ops>(executor);
@@ -57,11 +57,14 @@ namespace HWY_NAMESPACE {
 
 using Ops = magicpig::HWY_NAMESPACE::HighwayOps;
 
-Drawn draw_systematic(const SignatureCase& c, int kv_head) {
+Drawn draw_systematic(const SignatureCase<HadamardQuantiser>& c, int kv_head) {
   return draw_case<Ops, Systematic>(c, kv_head);
 }
-Drawn draw_poisson(const SignatureCase& c, int kv_head) {
+Drawn draw_poisson(const SignatureCase<HadamardQuantiser>& c, int kv_head) {
   return draw_case<Ops, Poisson>(c, kv_head);
+}
+Drawn draw_trained(const SignatureCase<ProductQuantiser>& c, int kv_head) {
+  return draw_case<Ops, Systematic>(c, kv_head);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -74,6 +77,7 @@ namespace {
 
 HWY_EXPORT(draw_systematic);
 HWY_EXPORT(draw_poisson);
+HWY_EXPORT(draw_trained);
 
 TEST_CASE("on every target signatures draw the tokens of ScalarOps") {
   for (const int head_dim : {128, 65, 3}) {
@@ -84,12 +88,20 @@ TEST_CASE("on every target signatures draw the tokens of ScalarOps") {
          .key_offset = 0.5});
     for (const int bits : {1, 2, 3, 4}) {
       const auto quantiser = std::move(*HadamardQuantiser::create(head_dim, bits, 11));
-      const SignatureCase own{.problem = problem, .quantiser = quantiser};
+      const SignatureCase<HadamardQuantiser> own{.problem = problem, .quantiser = quantiser};
+      SerialExecutor executor;
+      const auto trained = ProductQuantiser::train(make_backend<ScalarOps>(executor),
+                                                   problem.source(), {.begin = 0, .end = 1700},
+                                                   {.kv_heads = 2, .bits = bits, .samples = 300});
+      REQUIRE(trained.ok());
+      const SignatureCase<ProductQuantiser> learned{.problem = problem, .quantiser = *trained};
       CAPTURE(head_dim);
       CAPTURE(bits);
       const Drawn systematic = draw_case<ScalarOps, Systematic>(own, 1);
       const Drawn poisson = draw_case<ScalarOps, Poisson>(own, 1);
+      const Drawn by_training = draw_case<ScalarOps, Systematic>(learned, 1);
       CHECK(systematic.tokens.size() > 40);
+      CHECK(by_training.tokens.size() > 40);
       CHECK(poisson.tokens != systematic.tokens);
       on_every_target([&] {
         const Drawn by_track = HWY_DYNAMIC_DISPATCH(draw_systematic)(own, 1);
@@ -98,6 +110,9 @@ TEST_CASE("on every target signatures draw the tokens of ScalarOps") {
         const Drawn by_token = HWY_DYNAMIC_DISPATCH(draw_poisson)(own, 1);
         CHECK(by_token.tokens == poisson.tokens);
         CHECK(by_token.log_pi == poisson.log_pi);
+        const Drawn again = HWY_DYNAMIC_DISPATCH(draw_trained)(learned, 1);
+        CHECK(again.tokens == by_training.tokens);
+        CHECK(again.log_pi == by_training.log_pi);
       });
     }
   }
