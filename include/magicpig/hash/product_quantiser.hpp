@@ -5,7 +5,6 @@
 #include <math.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/hash/fixed_point.hpp"
 #include "magicpig/hash/principal_axes.hpp"
 #include "magicpig/hash/quantiser.hpp"
 #include "magicpig/version.hpp"
@@ -131,7 +131,7 @@ class ProductQuantiser {
       const int usual = exponents_.data()[kv_head];
       const int own = exponent_of(largest[l]);
       smaller[l] = own < usual ? usual - own : 0;
-      scratch.powers[l] = power_of_two(own < usual ? own : usual);
+      scratch.powers[l] = static_cast<float>(power_of_two(own < usual ? own : usual));
     }
     project<Ops>(kv_head, keys, scratch);
     std::int64_t squares[kRotationLanes];
@@ -207,26 +207,15 @@ class ProductQuantiser {
 
   // The exponent e for which x 2^e has 14 bits, x being the magnitude of these bits.
   static int exponent_of(std::uint32_t magnitude) {
-    const int biased = static_cast<int>(magnitude >> 23);
-    const int exponent = kCoordinateBits - (biased - 126);
+    const int exponent = kCoordinateBits - exponent_above(magnitude);
     return exponent < kMostExponent ? exponent : kMostExponent;
   }
   static constexpr int kMostExponent = 100;
 
-  static float power_of_two(int exponent) {
-    return static_cast<float>(
-        std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52));
-  }
-
   // `vector` [dim], finite, to `x` [padded] of 14 bits; returns the exponent it was scaled by.
   int to_integers(const float* vector, std::int32_t* x) const {
-    std::uint32_t largest = 0;
-    for (int j = 0; j < dim_; ++j) {
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(vector[j]) & 0x7fffffffU;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    const int exponent = exponent_of(largest);
-    const float power = power_of_two(exponent);
+    const int exponent = exponent_of(largest_magnitude(vector, nullptr, dim_));
+    const auto power = static_cast<float>(power_of_two(exponent));
     for (int j = 0; j < dim_; ++j) x[j] = static_cast<std::int32_t>(vector[j] * power);
     for (int j = dim_; j < padded_; ++j) x[j] = 0;
     return exponent;
@@ -292,17 +281,17 @@ class ProductQuantiser::Trainer {
                               const ProductQuantiserConfig& config, ProductQuantiser& to) {
     const auto key = [&](int i) { return source.key(kv_head, token(range, i)); };
     for (int i = 0; i < samples_; ++i) {
-      if (largest_of(key(i), nullptr, to.dim_) >= kInfinity) return token(range, i);
+      if (largest_magnitude(key(i), nullptr, to.dim_) >= kInfinityBits) return token(range, i);
     }
     take_mean(key, to);
     std::uint32_t largest = 0;
     for (int i = 0; i < samples_; ++i) {
-      const std::uint32_t own = largest_of(key(i), mean_, to.dim_);
-      if (own >= kInfinity) return token(range, i);
+      const std::uint32_t own = largest_magnitude(key(i), mean_, to.dim_);
+      if (own >= kInfinityBits) return token(range, i);
       largest = own > largest ? own : largest;
     }
     const int exponent = exponent_of(largest);
-    const float power = power_of_two(exponent);
+    const auto power = static_cast<float>(power_of_two(exponent));
     to.exponents_.data()[kv_head] = exponent;
     for (int i = 0; i < samples_; ++i) {
       const auto* from = key(i);
@@ -323,19 +312,6 @@ class ProductQuantiser::Trainer {
 
   [[nodiscard]] TokenId token(TokenRange range, int i) const {
     return range.begin + static_cast<TokenId>(std::int64_t{i} * range.size() / samples_);
-  }
-
-  static constexpr std::uint32_t kInfinity = 0x7f800000U;
-  // The bits of the largest magnitude of a row, less `centre` where there is one.
-  template <class T>
-  static std::uint32_t largest_of(const T* row, const float* centre, int dim) {
-    std::uint32_t largest = 0;
-    for (int j = 0; j < dim; ++j) {
-      const float x = scalar_at(row, j) - (centre != nullptr ? centre[j] : 0.0F);
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(x) & 0x7fffffffU;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    return largest;
   }
 
   template <class Key>

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "magicpig/core/signature_ops.hpp"
+#include "magicpig/hash/fixed_point.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -64,12 +65,7 @@ class RotationInput {
   /// sqrt(padded) <= 2^30 / sqrt(padded). The unit is a power of two, or 0 for a vector with no
   /// coordinate of 2^-99 or more, which counts as zero.
   double to_integers(const float* vector, std::int32_t* integers) const {
-    std::uint32_t largest = 0;
-    for (int j = 0; j < dim_; ++j) {
-      const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(vector[j]) & 0x7fffffffU;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    const Scale scale = scale_of(largest);
+    const Scale scale = scale_of(largest_magnitude(vector, nullptr, dim_));
     for (int j = 0; j < dim_; ++j) integers[j] = static_cast<std::int32_t>(vector[j] * scale.power);
     for (int j = dim_; j < padded_; ++j) integers[j] = 0;
     return scale.unit;
@@ -98,16 +94,11 @@ class RotationInput {
     double unit = 0.0;
   };
 
-  // For a vector whose largest magnitude has these bits: it is below 2^(biased - 126).
+  // For a vector whose largest magnitude has these bits.
   [[nodiscard]] Scale scale_of(std::uint32_t largest) const {
-    const int biased = static_cast<int>(largest >> 23);
-    const int exponent = bits_ - (biased - 126);
-    if (biased < 28) return {};
+    if (exponent_above(largest) < -98) return {};
+    const int exponent = bits_ - exponent_above(largest);
     return {.power = static_cast<float>(power_of_two(exponent)), .unit = power_of_two(-exponent)};
-  }
-
-  static double power_of_two(int exponent) {
-    return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
   }
 
   int dim_;
