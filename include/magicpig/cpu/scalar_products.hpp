@@ -45,9 +45,9 @@ struct ScalarProductOps {
     const int pairs = centroids.pairs;
     for (int l = 0; l < kRotationLanes; ++l) dots[l] = 0;
     for (int r = 0; r < centroids.rows; ++r) {
-      std::int32_t best[kRotationLanes];
-      std::int32_t best_dots[kRotationLanes];
-      std::uint32_t codes[kRotationLanes];
+      std::int32_t best[kRotationLanes] = {};
+      std::int32_t best_dots[kRotationLanes] = {};
+      std::uint32_t codes[kRotationLanes] = {};
       for (int c = 0; c < 16; ++c) {
         const std::int64_t at = std::int64_t{r} * 16 + c;
         std::int32_t products[kRotationLanes] = {};
