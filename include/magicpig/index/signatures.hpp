@@ -361,10 +361,10 @@ class Signatures {
         segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64;
     const CodePlace place = CodePlace::of(at % kSignatureBlock);
     const int shift = 8 * (place.byte % 2) + 4 * place.upper;
+    const auto four = static_cast<std::uint16_t>(15U << shift);
     std::uint16_t wanted[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-      const bool own = l >= lanes.first && l < lanes.last;
-      wanted[l] = own ? static_cast<std::uint16_t>(15U << shift) : 0U;
+      wanted[l] = l >= lanes.first && l < lanes.last ? four : std::uint16_t{0};
     }
     double factors[kLanes];
     prefetch_keys(source, lanes, 8);
