@@ -164,7 +164,8 @@ concept ProductOps = requires(const std::int32_t* first, int n, std::int16_t* pa
   O::project_lanes(x, n, x, n, y);
   // Of each row that centroid whose product with y [rows, pairs, kRotationLanes, 2] less its half
   // norm is the largest, the first of equals: its number goes to the row of the code, and y
-  // [kRotationLanes] becomes the sum over rows of the products, each shifted right by kDotShift
+  // [kRotationLanes] becomes the sum over rows of the products, each shifted right by kDotShift,
+  // modulo 2^32
   O::nearest_lanes(centroids, x, lanes, y);
 };
 

@@ -64,7 +64,9 @@ struct ScalarProductOps {
         }
       }
       for (int l = 0; l < kRotationLanes; ++l) {
-        dots[l] += best_dots[l] >> Centroids::kDotShift;
+        dots[l] = static_cast<std::int32_t>(
+            static_cast<std::uint32_t>(dots[l]) +
+            static_cast<std::uint32_t>(best_dots[l] >> Centroids::kDotShift));
         std::uint8_t* to = lanes.words + std::int64_t{r} * CodeLanes::kRowBytes + 2 * l;
         std::uint16_t word = 0;
         std::memcpy(&word, to, sizeof word);
