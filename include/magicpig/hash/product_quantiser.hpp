@@ -84,15 +84,8 @@ class ProductQuantiser {
     std::int32_t* x = scratch;
     std::int32_t* y = scratch + padded_;
     const int exponent = to_integers(query, x);
-    const std::int16_t* axes = axes_of(kv_head);
-    for (int j = 0; j < padded_; ++j) {
-      std::int32_t sum = 1 << (kQueryShift - 1);
-      for (int i = 0; i < padded_ / 2; ++i) {
-        const std::int16_t* pair = axes + (std::int64_t{j} * (padded_ / 2) + i) * 2;
-        sum += pair[0] * x[i] + pair[1] * x[i + padded_ / 2];
-      }
-      y[j] = sum >> kQueryShift;  // at most 2^14 sqrt(dim) 2^(kAxisBits - kQueryShift) = 2^13.5
-    }
+    // At most 2^14 sqrt(dim) 2^(kAxisBits - kQueryShift) = 2^13.5.
+    project_one(kv_head, x, kQueryShift, y);
     const Centroids own = centroids(kv_head);
     for (int s = 0; s < rows_; ++s) {
       for (int c = 0; c < 16; ++c) {
@@ -221,6 +214,17 @@ class ProductQuantiser {
     return exponent;
   }
 
+  // The components y [padded] of one vector x [padded], as project_lanes() has them.
+  void project_one(int kv_head, const std::int32_t* x, int shift, std::int32_t* y) const {
+    const int half = padded_ / 2;
+    const std::int16_t* pair = axes_of(kv_head);
+    for (int j = 0; j < padded_; ++j) {
+      std::int32_t sum = (1 << shift) / 2;
+      for (int i = 0; i < half; ++i, pair += 2) sum += pair[0] * x[i] + pair[1] * x[i + half];
+      y[j] = sum >> shift;
+    }
+  }
+
   // The components y of keys [dim, kRotationLanes] to scratch.wide and, in the pairs of their
   // parts, to scratch.y.
   template <class Ops>
@@ -234,14 +238,13 @@ class ProductQuantiser {
     for (int p = 0; p < pairs_; ++p) {
       const int first = 2 * p * rows_;
       const int second = first + rows_;
-      const int both = padded_ - second < rows_ ? padded_ - second : rows_;
+      const int both = std::clamp(padded_ - second, 0, rows_);  // parts with a second component
       const int stride = 2 * kLanes * pairs_;
       std::int16_t* to = scratch.y + 2 * kLanes * p;
       const std::int32_t* from = scratch.wide + first * kLanes;
-      if (both > 0) Ops::pair_lanes(from, from + rows_ * kLanes, both, stride, to);
-      const int some = both > 0 ? both : 0;
-      Ops::pair_lanes(from + some * kLanes, nullptr, rows_ - some, stride,
-                      to + std::int64_t{some} * stride);
+      Ops::pair_lanes(from, from + rows_ * kLanes, both, stride, to);
+      Ops::pair_lanes(from + both * kLanes, nullptr, rows_ - both, stride,
+                      to + std::int64_t{both} * stride);
     }
   }
 
@@ -301,7 +304,11 @@ class ProductQuantiser::Trainer {
       }
     }
     find_axes(kv_head, to);
-    for (int i = 0; i < samples_; ++i) project(kv_head, to, keys_ + std::int64_t{i} * to.padded_);
+    for (int i = 0; i < samples_; ++i) {
+      std::int32_t* x = keys_ + std::int64_t{i} * to.padded_;
+      to.project_one(kv_head, x, kAxisBits + to.shift_, row_);
+      std::copy_n(row_, to.padded_, x);
+    }
     for (int s = 0; s < to.rows_; ++s) find_centroids(kv_head, s, config, to);
     return -1;
   }
@@ -350,19 +357,6 @@ class ProductQuantiser::Trainer {
             static_cast<std::int16_t>(entry < 0.0F ? entry - 0.5F : entry + 0.5F);
       }
     }
-  }
-
-  // x to y, as project_lanes() does it.
-  void project(int kv_head, const ProductQuantiser& to, std::int32_t* x) {
-    const int half = to.padded_ / 2;
-    const int shift = kAxisBits + to.shift_;
-    const std::int16_t* pair = to.axes_of(kv_head);
-    for (int j = 0; j < to.padded_; ++j) {
-      std::int32_t sum = (1 << shift) / 2;
-      for (int i = 0; i < half; ++i, pair += 2) sum += pair[0] * x[i] + pair[1] * x[i + half];
-      row_[j] = sum >> shift;
-    }
-    std::copy_n(row_, to.padded_, x);
   }
 
   struct Cluster {

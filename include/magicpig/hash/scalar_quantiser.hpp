@@ -72,7 +72,6 @@ class ScalarQuantiser {
     return 4.0 * result.unit;
   }
 
-  /// [kRotationLanes] of each coordinate but for the last two.
   struct KeyScratch {
     std::int32_t* rotated = nullptr;  // [padded, kRotationLanes]
     float* one = nullptr;             // [dim]

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -21,6 +20,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/hash/fixed_point.hpp"
 #include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
@@ -404,7 +404,7 @@ class Signatures {
       keys[l] = source.key(lanes.kv_head, range_.begin + lanes.begin + own);
     }
     Ops::centre_lanes(keys, centre(lanes.kv_head), dim(), centred, largest);
-    return *std::max_element(largest, largest + kLanes) < 0x7f800000U;
+    return *std::max_element(largest, largest + kLanes) < kInfinityBits;
   }
 
   // Asks for the keys of four of the next lanes: a few at a time, so that memory has answered

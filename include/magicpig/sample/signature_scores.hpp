@@ -104,8 +104,7 @@ class SignatureQueries {
       highest += steps(own.high - own.low, share);
     }
     const auto middle = static_cast<int>((step / 2 - lowest) / step);
-    const int below = middle < 0 ? -middle : middle;
-    const int most = highest - middle > below ? highest - middle : below;
+    const int most = highest - middle > middle ? highest - middle : middle;
     scratch_.middles[g] = static_cast<std::int16_t>(middle);
     scratch_.units[g] = static_cast<std::int16_t>(32767 / (most > 0 ? most : 1));
     constexpr double kLog2E = 1.4426950408889634;
