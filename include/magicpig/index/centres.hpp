@@ -14,42 +14,53 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+/// Rows that a mean is taken of, at most. The error it leaves, a spread of 1/90 of the rows' own,
+/// is nothing to an index, which may subtract any vector at all; reading every row was a quarter of
+/// the time to encode 98,304 keys.
+inline constexpr int kMeanRows = 8192;
+
 /// For each KV head the mean over `tokens`, at least one, of row(head, token) [dim], to `means`
-/// [kv_heads, dim]; `sums` [kv_heads, dim] is scratch. One pass over the rows, summed in double and
-/// in the order of tokens, on the backend's workers: the same bits on every machine.
+/// [kv_heads, dim]; `sums` [kv_heads, dim] is scratch. Of more than kMeanRows tokens it reads
+/// groups of eight, equally far apart. Summed in double and in the order of tokens, on the
+/// backend's workers: the same bits on every machine. Nothing is read where dim is 0.
 template <class Backend, class Row>
 void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange tokens, const Row& row,
                   double* sums, float* means) noexcept {
+  if (dim == 0) return;
+  const std::int64_t stride = std::int64_t{8} * ((tokens.size() - 1) / kMeanRows + 1);
   backend.executor.parallel_for(kv_heads, [&](int h, int) {
     double* sum = sums + std::int64_t{h} * dim;
     float* mean = means + std::int64_t{h} * dim;
     for (int j = 0; j < dim; ++j) sum[j] = 0.0;
-    TokenId t = tokens.begin;
+    std::int64_t t = tokens.begin;  // may go past the last TokenId
+    int rows = 0;
     // Eight rows at a time, as sums are read and written once for all of them.
-    for (; t + 8 <= tokens.end; t += 8) {
-      for (TokenId next = t + 16; next < t + 24 && next < tokens.end; ++next) {
-        const auto* from = row(h, next);
+    for (; t + 8 <= tokens.end; t += stride, rows += 8) {
+      for (std::int64_t next = t + 2 * stride; next < t + 2 * stride + 8; ++next) {
+        if (next >= tokens.end) break;
+        const auto* from = row(h, static_cast<TokenId>(next));
         prefetch_far(
             from, row_bytes<std::remove_cvref_t<decltype(*from)>>(static_cast<std::size_t>(dim)));
       }
-      const auto* r0 = row(h, t);
-      const auto* r1 = row(h, t + 1);
-      const auto* r2 = row(h, t + 2);
-      const auto* r3 = row(h, t + 3);
-      const auto* r4 = row(h, t + 4);
-      const auto* r5 = row(h, t + 5);
-      const auto* r6 = row(h, t + 6);
-      const auto* r7 = row(h, t + 7);
+      const auto at_row = [&](int i) { return row(h, static_cast<TokenId>(t + i)); };
+      const auto* r0 = at_row(0);
+      const auto* r1 = at_row(1);
+      const auto* r2 = at_row(2);
+      const auto* r3 = at_row(3);
+      const auto* r4 = at_row(4);
+      const auto* r5 = at_row(5);
+      const auto* r6 = at_row(6);
+      const auto* r7 = at_row(7);
       for (int j = 0; j < dim; ++j) {
         const auto at = [j](const auto* from) { return static_cast<double>(scalar_at(from, j)); };
         sum[j] = sum[j] + at(r0) + at(r1) + at(r2) + at(r3) + at(r4) + at(r5) + at(r6) + at(r7);
       }
     }
-    for (; t < tokens.end; ++t) {
-      const auto* from = row(h, t);
+    for (; t < tokens.end; ++t, ++rows) {
+      const auto* from = row(h, static_cast<TokenId>(t));
       for (int j = 0; j < dim; ++j) sum[j] += static_cast<double>(scalar_at(from, j));
     }
-    for (int j = 0; j < dim; ++j) mean[j] = static_cast<float>(sum[j] / tokens.size());
+    for (int j = 0; j < dim; ++j) mean[j] = static_cast<float>(sum[j] / rows);
   });
 }
 
