@@ -6,7 +6,7 @@
 
 Figures are kept in OUTPUT/figures.json; tables go between the marks of OUTPUT/README.md, plots beside it. One shape is
 one process: its methods run in turn, in random order, and the least time of each counts. The machine should be idle; it
-takes a quarter of an hour.
+takes half an hour.
 """
 
 import argparse
