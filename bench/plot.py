@@ -14,17 +14,21 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: 
 # Okabe and Ito's colours, told apart with any colour vision; markers say the same in grey.
 STYLES = {
     "topk": ("TopK, exact logits", "#000000", "s", "-"),
+    "top_p": ("top p, exact logits", "#000000", ">", "--"),
     "uniform": ("uniform", "#999999", "v", "-"),
     "oracle_multinomial": ("oracle, multinomial", "#56B4E9", "<", "--"),
     "oracle_ht": ("oracle, Horvitz-Thompson", "#0072B2", "o", "-"),
     "magicpig": ("MagicPIG, published rule", "#D55E00", "*", "none"),
     "tables": ("tables, other (K, L, t, r, ρ)", "#E69F00", "D", "none"),
     "signatures": ("signatures, 1 to 4 bits", "#009E73", "^", "none"),
-    "trained_signatures": ("signatures, trained on keys", "#F0E442", "P", "-"),
-    "signature_draws": ("signatures, other draws", "#CC79A7", "x", "none"),
+    "trained_signatures": ("signatures, trained on keys", "#F0E442", "P", "none"),
+    "top_p_estimated": ("top p, logits by 4-bit codes", "#999999", "d", "--"),
+    "quest": ("Quest, pages of 16, 32, 64", "#8C510A", "h", "none"),
+    "socket": ("SOCKET, 60 tables", "#5E3C99", "p", "none"),
+    "signature_draws": ("signatures, other draws", "#CC79A7", "X", "none"),
 }
 # For methods that this file does not know yet.
-SPARE = [("#8C510A", "h"), ("#5E3C99", "p")]
+SPARE = [("#332288", "8"), ("#882255", "H")]
 EXACT = "exact"
 COLUMNS = (4, 3)
 X_TITLE = "rows read per KV head, % of the tokens between sink and window"

@@ -7,9 +7,11 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 10> kMethods{{
+  static constexpr std::array<Method, 14> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
+      {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
+       top_p_settings},
       {"uniform", "uniform sampling without replacement", uniform_settings},
       {"oracle_multinomial", "draws with replacement from each head's true softmax",
        multinomial_settings},
@@ -27,6 +29,11 @@ std::span<const Method> all_methods() {
        "codes of 2 bits drawn from otherwise: independent draws, TopK of the score, a certain "
        "share; Haar rotation",
        signature_draw_settings},
+      {"top_p_estimated", "top_p by logits that codes of 4 bits estimate, as Twilight does it",
+       estimated_top_p_settings},
+      {"quest", "each head its own pages of 16, 32 or 64 tokens of largest bound", quest_settings},
+      {"socket", "each head its own tokens of most likely collisions with a softened query",
+       socket_settings},
   }};
   return kMethods;
 }

@@ -30,10 +30,14 @@ struct Method {
 /// All methods, in the order of the table.
 [[nodiscard]] std::span<const Method> all_methods();
 
+/// The shares of the softmax that selections by mass are measured at.
+inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};
+
 // What the entries refer to; a file of its own for each kind of index, so that they compile side by
 // side.
 [[nodiscard]] std::vector<Setting> exact_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> top_k_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> top_p_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> uniform_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> multinomial_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> poisson_settings(std::span<const double> rows);
@@ -42,5 +46,8 @@ struct Method {
 [[nodiscard]] std::vector<Setting> signature_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> trained_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_draw_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> estimated_top_p_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> quest_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> socket_settings(std::span<const double> rows);
 
 }  // namespace magicpig::bench

@@ -8,6 +8,7 @@
 #include "magicpig/attention.hpp"
 #include "magicpig/sample/oracle.hpp"
 #include "magicpig/sample/top_k.hpp"
+#include "magicpig/sample/top_p.hpp"
 
 namespace magicpig::bench {
 namespace {
@@ -38,7 +39,24 @@ std::vector<Setting> exact_settings(std::span<const double>) {
   return {{.label = "all", .random = false, .run = run}};
 }
 
-std::vector<Setting> top_k_settings(std::span<const double> rows) { return by_budget<TopK>(rows); }
+std::vector<Setting> top_k_settings(std::span<const double> rows) {
+  return by_budget<TopK<>>(rows);
+}
+
+// At shares of the softmax, whatever rows those take.
+std::vector<Setting> top_p_settings(std::span<const double>) {
+  std::vector<Setting> settings;
+  for (const double p : kTopP) {
+    std::array<char, 32> label;
+    (void)std::snprintf(label.data(), label.size(), "p=%g", p);
+    settings.push_back({.label = label.data(), .random = false, .run = [p](Trial& trial) {
+                          const auto sampler = TopP<>::create(p);
+                          if (!sampler.ok()) return sampler.status();
+                          return trial.decode(*sampler, trial.workbench().range_index());
+                        }});
+  }
+  return settings;
+}
 
 std::vector<Setting> uniform_settings(std::span<const double> rows) {
   return by_budget<Uniform>(rows);

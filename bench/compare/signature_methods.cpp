@@ -10,6 +10,8 @@
 #include "magicpig/attention.hpp"
 #include "magicpig/hash/haar.hpp"
 #include "magicpig/hash/product_quantiser.hpp"
+#include "magicpig/sample/code_scores.hpp"
+#include "magicpig/sample/top_p.hpp"
 
 namespace magicpig::bench {
 namespace {
@@ -65,6 +67,26 @@ std::vector<Setting> signature_draw_settings(std::span<const double> rows) {
   add_settings<Systematic>("certain=0.25 ", bits, rows, {.budget = {}, .certain = 0.25}, settings);
   add_settings<Systematic>("certain=0.5 ", bits, rows, {.budget = {}, .certain = 0.5}, settings);
   add_settings<Systematic, ScalarQuantiser<HaarRotation>>("haar ", bits, rows, {}, settings);
+  return settings;
+}
+
+// Shares of the softmax that codes of 4 bits estimate.
+std::vector<Setting> estimated_top_p_settings(std::span<const double>) {
+  std::vector<Setting> settings;
+  for (const double p : kTopP) {
+    std::array<char, 32> label;
+    std::snprintf(label.data(), label.size(), "bits=4 p=%g", p);
+    settings.push_back({.label = label.data(), .run = [p](Trial& trial) {
+                          const auto codes =
+                              trial.workbench().codes<HadamardQuantiser>(4, trial.seed());
+                          if (!codes.ok()) return codes.status();
+                          trial.note_index_bytes((*codes)->index->bytes());
+                          const auto sampler =
+                              TopP<CodeScores>::create(p, CodeScores(*(*codes)->quantiser));
+                          if (!sampler.ok()) return sampler.status();
+                          return trial.decode(*sampler, *(*codes)->index);
+                        }});
+  }
   return settings;
 }
 

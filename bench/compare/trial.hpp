@@ -21,6 +21,8 @@
 #include "compare/measure.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
+#include "magicpig/index/hash_codes.hpp"
+#include "magicpig/index/page_bounds.hpp"
 #include "relative_error.hpp"
 
 namespace magicpig::bench {
@@ -35,17 +37,25 @@ struct TrialConfig {
   int queries = 16;
 };
 
-/// (K, L) tables over the middle of a capture, with their planes.
-struct Tables {
+/// (K, L) hash codes over the middle of a capture, in tables or as they are, with their planes.
+template <template <class> class IndexOf>
+struct Hashed {
   std::unique_ptr<SimHash> family;  // stays where it is: the index refers to it
-  std::optional<BucketTables<SimHash>> index;
+  std::optional<IndexOf<SimHash>> index;
 };
+using Tables = Hashed<BucketTables>;
+using CodeRows = Hashed<HashCodes>;
 
 /// Codes over the middle of a capture, with their quantiser.
 template <class Quantiser>
 struct Codes {
   std::unique_ptr<Quantiser> quantiser;  // stays where it is: the index refers to it
   std::optional<Signatures<Quantiser>> index;
+};
+
+/// Pages over the middle of a capture.
+struct Pages {
+  std::optional<PageBounds<fp16>> index;
 };
 
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
@@ -86,7 +96,27 @@ class Workbench {
   [[nodiscard]] Result<const Tables*> tables(int bits, int tables, std::uint64_t seed) {
     const HashConfig config{
         .dim = capture_.shape().head_dim, .bits = bits, .tables = tables, .seed = seed};
-    return kept<Tables>({bits, tables}, seed, [&](Tables& made) { return build(config, made); });
+    return kept<Tables>({bits, tables}, seed, [&](Tables& made) {
+      return build(config, made, {.kv_heads = capture_.shape().kv_heads});
+    });
+  }
+
+  /// The same codes as they are, of keys that are centred or not, with the norms of values.
+  [[nodiscard]] Result<const CodeRows*> hash_codes(int bits, int tables, bool centred,
+                                                   std::uint64_t seed) {
+    const HashConfig config{
+        .dim = capture_.shape().head_dim, .bits = bits, .tables = tables, .seed = seed};
+    return kept<CodeRows>({bits, centred ? -tables : tables}, seed, [&](CodeRows& made) {
+      return build(config, made,
+                   {.kv_heads = capture_.shape().kv_heads,
+                    .value_dim = capture_.shape().value_dim,
+                    .centred = centred});
+    });
+  }
+
+  /// Bounds of pages of `page` tokens; they have no seed but are kept as long as what has one.
+  [[nodiscard]] Result<const Pages*> pages(int page, std::uint64_t seed) {
+    return kept<Pages>({page, 0}, seed, [&](Pages& made) { return build(page, made); });
   }
 
   /// The same of codes of `bits` bits per dimension, with the norms of values.
@@ -148,15 +178,24 @@ class Workbench {
     return build_middle(*codes.index);
   }
 
-  Status build(const HashConfig& config, Tables& tables) const {
+  template <template <class> class IndexOf>
+  Status build(const HashConfig& config, Hashed<IndexOf>& hashed,
+               const typename IndexOf<SimHash>::Config& index_config) const {
     Result<SimHash> family = SimHash::create(config);
     if (!family.ok()) return family.status();
-    tables.family = std::make_unique<SimHash>(std::move(*family));
-    auto index =
-        BucketTables<SimHash>::create(*tables.family, {.kv_heads = capture_.shape().kv_heads});
+    hashed.family = std::make_unique<SimHash>(std::move(*family));
+    auto index = IndexOf<SimHash>::create(*hashed.family, index_config);
     if (!index.ok()) return index.status();
-    tables.index.emplace(std::move(*index));
-    return build_middle(*tables.index);
+    hashed.index.emplace(std::move(*index));
+    return build_middle(*hashed.index);
+  }
+
+  Status build(int page, Pages& pages) const {
+    auto index = PageBounds<fp16>::create(
+        {.kv_heads = capture_.shape().kv_heads, .dim = capture_.shape().head_dim, .page = page});
+    if (!index.ok()) return index.status();
+    pages.index.emplace(std::move(*index));
+    return build_middle(*pages.index);
   }
 
   template <class IndexType>

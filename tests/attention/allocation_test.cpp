@@ -14,8 +14,12 @@
 #include "allocations.hpp"
 #include "backends.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/sample/code_scores.hpp"
 #include "magicpig/sample/oracle.hpp"
+#include "magicpig/sample/page_scores.hpp"
+#include "magicpig/sample/soft_collisions.hpp"
 #include "magicpig/sample/top_k.hpp"
+#include "magicpig/sample/top_p.hpp"
 #include "problem.hpp"
 
 namespace {
@@ -235,9 +239,19 @@ void check_samplers(Executor& executor) {
   check_no_allocation<Ops>(executor, problem, *Uniform::create(budget), &range);
   check_no_allocation<Ops>(executor, problem,
                            *Defensive<Collisions>::create(std::move(*collisions), budget), &*index);
-  check_no_allocation<Ops>(executor, problem, *TopK::create(budget), &range);
+  check_no_allocation<Ops>(executor, problem, *TopK<>::create(budget), &range);
+  check_no_allocation<Ops>(executor, problem, *TopP<>::create(0.5), &range);
   check_no_allocation<Ops>(executor, problem, *OraclePoisson::create(budget), &range);
   check_no_allocation<Ops>(executor, problem, *OracleMultinomial::create(budget), &range);
+
+  auto pages = PageBounds<>::create({.kv_heads = 2, .dim = 24});
+  REQUIRE(pages->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
+  check_no_allocation<Ops>(executor, problem, *Quest::create(budget, PageScores(24)), &*pages);
+  auto codes = HashCodes<SimHash>::create(*family, {.kv_heads = 2, .value_dim = 20});
+  REQUIRE(codes->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
+  const auto soft = SoftCollisions<SimHash>::create(*family);
+  check_no_allocation<Ops>(executor, problem, *TopK<SoftCollisions<SimHash>>::create(budget, *soft),
+                           &*codes);
 
   const auto quantiser = HadamardQuantiser::create(24, 2, 1);
   auto signatures = Signatures<HadamardQuantiser>::create(*quantiser, {.kv_heads = 2});
@@ -246,6 +260,8 @@ void check_samplers(Executor& executor) {
                            &*signatures);
   check_no_allocation<Ops>(executor, problem, *Systematic::create(*quantiser, {.budget = budget}),
                            &*signatures);
+  check_no_allocation<Ops>(executor, problem,
+                           *TopP<CodeScores>::create(0.5, CodeScores(*quantiser)), &*signatures);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler, on one thread or three", Ops,

@@ -138,7 +138,7 @@ TEST_CASE("a budget of nothing, below nothing, NaN, or above everything") {
     CAPTURE(budget.tokens);
     const char* words = "a budget needs tokens >= 1 or a fraction in (0, 1]";
     check_error(Uniform::create(budget), ErrorCode::kInvalidArgument, words);
-    check_error(TopK::create(budget), ErrorCode::kInvalidArgument, words);
+    check_error(TopK<>::create(budget), ErrorCode::kInvalidArgument, words);
     check_error(OraclePoisson::create(budget), ErrorCode::kInvalidArgument, words);
     check_error(OracleMultinomial::create(budget), ErrorCode::kInvalidArgument, words);
     const auto family = SimHash::create({.dim = 8, .bits = 4, .tables = 2});

@@ -12,8 +12,10 @@ import tempfile
 HEADS, KV_HEADS, ROWS, TOKENS, DIM = 4, 2, 8, 700, 16
 SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
-METHODS = ["exact", "topk", "uniform", "oracle_multinomial", "oracle_ht", "magicpig", "tables", "signatures",
-           "trained_signatures", "signature_draws"]
+NO_INDEX = ["exact", "topk", "top_p", "uniform", "oracle_multinomial", "oracle_ht"]
+METHODS = [*NO_INDEX, "magicpig", "tables", "signatures", "trained_signatures", "signature_draws", "top_p_estimated",
+           "quest", "socket"]
+NO_SEED = ("exact", "topk", "top_p", "quest")
 FIGURES = [
     "rows",
     "index_bytes_per_token",
@@ -64,12 +66,12 @@ class Contract:
         for result in results:
             assert set(result) == {"capture", "method", "setting", "error_by_seed", *FIGURES}
             by_seed = result["error_by_seed"]
-            assert len(by_seed) == (1 if result["method"] in ("exact", "topk") else 2), result
+            assert len(by_seed) == (1 if result["method"] in NO_SEED else 2), result
             assert abs(sum(by_seed) / len(by_seed) - result["error_mean"]) < 1e-12
             assert result["capture"] == "small.one"
             assert all(math.isfinite(result[figure]) and result[figure] >= 0 for figure in FIGURES)
             assert result["error_median"] <= result["error_p95"]
-            assert (result["index_bytes_per_token"] > 0) == (result["method"] in METHODS[5:])
+            assert (result["index_bytes_per_token"] > 0) == (result["method"] not in NO_INDEX)
             assert result["us_per_kv_head"] > 0
             assert result["method"] in table and result["setting"] in table
         keys = [(r["method"], r["setting"]) for r in results]

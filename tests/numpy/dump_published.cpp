@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes what the library does at the published rule, (10, 150) and t = 2, for numpy to recompute.
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <span>
-#include <string>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "capture.hpp"
 #include "compare/trial.hpp"
+#include "dump.hpp"
 #include "magicpig/attention.hpp"
 
 namespace {
@@ -21,31 +15,11 @@ namespace {
 using namespace magicpig;
 using bench::Ops;
 using bench::Workbench;
+using test::Dump;
+using test::fail;
 
 constexpr int kBits = 10;
 constexpr int kTables = 150;
-
-[[noreturn]] void fail(const char* message) {
-  (void)std::fprintf(stderr, "dump_published: %s\n", message);
-  std::exit(2);
-}
-
-// A folder of raw little-endian arrays.
-class Dump {
- public:
-  explicit Dump(std::filesystem::path folder) : folder_(std::move(folder)) {}
-
-  template <class T>
-  void append(const char* name, std::span<const T> values) {
-    std::ofstream file(folder_ / name, std::ios::binary | std::ios::app);
-    file.write(reinterpret_cast<const char*>(values.data()),
-               static_cast<std::streamsize>(values.size_bytes()));
-    if (!file.flush()) fail(name);
-  }
-
- private:
-  std::filesystem::path folder_;
-};
 
 // key_codes.u16 [kv_heads, tokens, tables], as the buckets hold them.
 void dump_key_codes(const BucketTables<SimHash>& index, Dump& dump) {

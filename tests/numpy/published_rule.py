@@ -6,58 +6,10 @@ Nothing is taken from the library but its codes, and those only in the first che
 2. from numpy's own planes the mean error over seeds agrees within 5 %.
 """
 import argparse
-import functools
-import json
-import pathlib
-import struct
-import subprocess
-import sys
-import tempfile
 
-try:
-    import numpy as np
-except ImportError:
-    print("SKIPPED: the published rule was not recomputed, for python3-numpy is missing")
-    sys.exit(77)
+from capture import Capture, Dump, np
 
-BITS, TABLES, SINK, LOCAL = 10, 150, 4, 64
-
-
-class Capture:
-    """q [query_heads, n_q, dim], k and v [kv_heads, n, dim] in double, and the range of the middle."""
-
-    def __init__(self, path):
-        raw = pathlib.Path(path).read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        header = json.loads(raw[8 : 8 + length])
-        for name in "qkv":
-            tensor = header[name]
-            assert tensor["dtype"] == "F16"
-            begin, end = (8 + length + offset for offset in tensor["data_offsets"])
-            values = np.frombuffer(raw[begin:end], np.float16).reshape(tensor["shape"])
-            setattr(self, name, values.astype(np.float64))
-        self.tokens = self.k.shape[1]
-        self.group = len(self.q) // len(self.k)
-        self.middle = slice(SINK, self.tokens - self.q.shape[1] - LOCAL)
-        self.centres = self.k[:, self.middle].mean(axis=1)
-        self.centred = self.k[:, self.middle] - self.centres[:, None]
-
-    def visible(self, row):
-        return self.tokens - self.q.shape[1] + row + 1
-
-    @functools.cache
-    def logits(self, row, head):
-        keys = self.k[head // self.group, : self.visible(row)]
-        return keys @ self.q[head, row] / np.sqrt(self.q.shape[2])
-
-    def attend(self, row, head, tokens, logits):
-        """Output and lse of a softmax over some tokens."""
-        weights = np.exp(logits - logits.max())
-        output = weights @ self.v[head // self.group, tokens] / weights.sum()
-        return output, np.log(weights.sum()) + logits.max()
-
-    def exact(self, row, head):
-        return self.attend(row, head, np.arange(self.visible(row)), self.logits(row, head))
+BITS, TABLES = 10, 150
 
 
 def inclusion(cosine):
@@ -159,19 +111,10 @@ def main():
     parser.add_argument("--queries", type=int, default=32)
     arguments = parser.parse_args()
     capture = Capture(arguments.capture)
-    with tempfile.TemporaryDirectory() as folder:
-        counts = [str(arguments.seeds), str(arguments.queries)]
-        subprocess.run([arguments.dump, arguments.capture, folder, *counts], check=True)
-        types = {".u16": "<u2", ".i32": "<i4", ".f32": "<f4"}
-
-        def dump(name):
-            return np.fromfile(pathlib.Path(folder, name), types[pathlib.Path(name).suffix])
-
-        rows = dump("rows.i32")
-        expected = np.floor(np.linspace(0, capture.q.shape[1] - 1, arguments.queries))
-        assert np.array_equal(rows, expected.astype(int))
-        check_same_codes(capture, dump, rows)
-        check_own_planes(capture, dump, rows, arguments.seeds)
+    dump = Dump(arguments.dump, arguments.capture, arguments.seeds, arguments.queries)
+    rows = dump.rows(capture, arguments.queries)
+    check_same_codes(capture, dump, rows)
+    check_own_planes(capture, dump, rows, arguments.seeds)
 
 
 if __name__ == "__main__":

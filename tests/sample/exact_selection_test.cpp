@@ -46,7 +46,7 @@ TEST_CASE("TopK.of_one_head_is_its_tokens_of_largest_logit") {
   const Problem<float> problem({.shape = kSingle, .tokens = kTokens});
   const RangeIndex index(kRange, 1, 8);
   for (const TokenId budget : {1, 10, 190, 1000}) {
-    const auto top = TopK::create({.tokens = budget});
+    const auto top = TopK<>::create({.tokens = budget});
     REQUIRE(top.ok());
     std::vector<std::pair<double, TokenId>> ranked;
     const auto s = logits(problem, 0);
@@ -69,7 +69,7 @@ TEST_CASE("TopK.of_a_group_fills_the_budget_with_each_heads_own_best") {
   const Problem<float> problem({.shape = kGrouped, .tokens = kTokens});
   const RangeIndex index(kRange, 1, 8);
   for (const TokenId budget : {1, 2, 3, 20, 100, 190}) {
-    const auto top = TopK::create({.tokens = budget});
+    const auto top = TopK<>::create({.tokens = budget});
     REQUIRE(top.ok());
     const Drawn drawn = draw_tokens(*top, problem, index);
     CHECK(static_cast<TokenId>(drawn.tokens.size()) == budget);
@@ -99,7 +99,7 @@ TEST_CASE("TopK.gives_ties_to_the_older_token") {
   for (TokenId t = 1; t < kTokens; ++t) {
     std::copy(problem.key(0, 0), problem.key(0, 0) + 8, problem.key(0, t));
   }
-  const auto top = TopK::create({.tokens = 4});
+  const auto top = TopK<>::create({.tokens = 4});
   REQUIRE(top.ok());
   CHECK(draw_tokens(*top, problem, RangeIndex(kRange, 1, 8)).tokens ==
         std::vector<TokenId>{5, 6, 7, 8});
@@ -230,7 +230,7 @@ TEST_CASE("OracleMultinomial.reads_as_many_rows_as_distinct_draws_are_expected")
 }
 
 TEST_CASE("TopK_and_oracles.refuse_a_budget_of_nothing") {
-  CHECK_FALSE(TopK::create({}).ok());
+  CHECK_FALSE(TopK<>::create({}).ok());
   CHECK_FALSE(OraclePoisson::create({}).ok());
   CHECK_FALSE(OracleMultinomial::create({.fraction = 2.0}).ok());
 }

@@ -97,9 +97,9 @@ TEST_CASE("Error.of_topk_is_the_mass_left_out_times_the_distance_of_the_means") 
   const auto source = problem.source();
   const RangeIndex index({.begin = 0, .end = kTokens}, 1, 16);
   for (const TokenId budget : {20, 80, 320, 2048}) {
-    const auto top = TopK::create({.tokens = budget});
+    const auto top = TopK<>::create({.tokens = budget});
     REQUIRE(top.ok());
-    const DecodePlan<TopK> plan{.shape = kShape, .sampler = &*top, .exact_below = 0};
+    const DecodePlan<TopK<>> plan{.shape = kShape, .sampler = &*top, .exact_below = 0};
     SerialExecutor executor;
     Outputs outputs(kShape);
     REQUIRE(

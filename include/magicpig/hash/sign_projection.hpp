@@ -98,11 +98,17 @@ class SignProjection {
     return static_cast<std::size_t>(plane_count()) * static_cast<std::size_t>(count);
   }
 
+  /// vectors [count, dim] -> their products with the planes, [count, bits * tables].
+  template <class Ops>
+  void project(const float* vectors, int count, float* projections) const {
+    Ops::project({.data = panels_.data(), .count = plane_count(), .dim = config_.dim}, vectors,
+                 count, projections);
+  }
+
   /// vectors [count, dim] -> codes [count, tables]; count in [0, kHashBatch].
   template <class Ops>
   void hash(const float* vectors, int count, Code* codes, float* scratch) const {
-    Ops::project({.data = panels_.data(), .count = plane_count(), .dim = config_.dim}, vectors,
-                 count, scratch);
+    project<Ops>(vectors, count, scratch);
     for (int v = 0; v < count; ++v) {
       pack(scratch + std::int64_t{v} * plane_count(), codes + std::int64_t{v} * config_.tables);
     }

@@ -51,6 +51,7 @@ struct BucketTablesConfig {
 template <HashFamily Family>
 class BucketTables {
  public:
+  using Config = BucketTablesConfig;
   using HashFamilyType = Family;
 
   /// An empty index. `family` must outlive it and may be shared by any number of indexes.

@@ -16,6 +16,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Reads every key of the indexed range; for comparison and tests, not for speed.
 class ExactScores {
  public:
+  static constexpr bool kLogits = true;
+
   struct Scratch {
     float* dots = nullptr;  // [group, n]
     float* tile = nullptr;  // [group, kTile]

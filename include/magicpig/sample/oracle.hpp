@@ -16,21 +16,10 @@
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/sample/budget.hpp"
 #include "magicpig/sample/exact_scores.hpp"
+#include "magicpig/sample/softmax.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
-
-/// probabilities[i] = exp(scale * dots[i]) / sum, in double. All zero for n = 0.
-inline void softmax(const float* dots, TokenId n, float scale, double* probabilities) {
-  float largest = n > 0 ? dots[0] * scale : 0.0F;
-  for (TokenId i = 1; i < n; ++i) largest = dots[i] * scale > largest ? dots[i] * scale : largest;
-  double sum = 0.0;
-  for (TokenId i = 0; i < n; ++i) {
-    probabilities[i] = ::exp(static_cast<double>(dots[i] * scale - largest));
-    sum += probabilities[i];
-  }
-  for (TokenId i = 0; i < n; ++i) probabilities[i] /= sum;
-}
 
 /// One Poisson draw for the whole group: every indexed token independently with pi = min(1, s /
 /// tau), s the sum over the group of its softmax probabilities in the indexed range, tau such that

@@ -103,11 +103,7 @@ class SignatureSampler {
   /// Error: an index of other signatures than this was made for.
   template <class Q>
   [[nodiscard]] Status supports(const Signatures<Q>& index) const noexcept {
-    const QuantiserShape other = index.quantiser().shape();
-    if (other == shape_) return Status();
-    return Status::error(ErrorCode::kShapeMismatch,
-                         "the sampler is made for %d bits of %d dimensions, the index has %d of %d",
-                         shape_.bits, shape_.dim, other.bits, other.dim);
+    return check_signatures(shape_, index.quantiser().shape());
   }
 
   struct Scratch {

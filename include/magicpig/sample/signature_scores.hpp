@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "magicpig/core/candidates.hpp"
+#include "magicpig/core/error.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
@@ -15,6 +16,15 @@
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
+
+/// Error: what scores signatures of shape `own` is given others.
+[[nodiscard]] inline Status check_signatures(const QuantiserShape& own,
+                                             const QuantiserShape& other) noexcept {
+  if (other == own) return Status();
+  return Status::error(ErrorCode::kShapeMismatch,
+                       "the sampler is made for %d bits of %d dimensions, the index has %d of %d",
+                       own.bits, own.dim, other.bits, other.dim);
+}
 
 /// The queries of a group, made ready to score codes: `temperature` times the logit of a token,
 /// less what all tokens share, and where the index has it the log of its value's norm, in steps of

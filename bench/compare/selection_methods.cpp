@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Selections that others publish, each with its index: Quest and SOCKET.
+#include <array>
+#include <cstdio>
+
+#include "compare/methods.hpp"
+#include "compare/trial.hpp"
+#include "magicpig/attention.hpp"
+#include "magicpig/sample/page_scores.hpp"
+#include "magicpig/sample/soft_collisions.hpp"
+
+namespace magicpig::bench {
+
+// Pages of 16, 32 and 64 tokens at every budget.
+std::vector<Setting> quest_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  for (const int page : {16, 32, 64}) {
+    for (const double fraction : rows) {
+      std::array<char, 32> label;
+      (void)std::snprintf(label.data(), label.size(), "page=%d rows=%g", page, fraction);
+      const auto run = [page, fraction](Trial& trial) {
+        const auto pages = trial.workbench().pages(page, trial.seed());
+        if (!pages.ok()) return pages.status();
+        trial.note_index_bytes((*pages)->index->bytes());
+        const auto sampler =
+            Quest::create({.fraction = fraction}, PageScores((*pages)->index->dim()));
+        if (!sampler.ok()) return sampler.status();
+        return trial.decode(*sampler, *(*pages)->index);
+      };
+      settings.push_back({.label = label.data(), .random = false, .run = run});
+    }
+  }
+  return settings;
+}
+
+// 60 tables at every budget, as published and of centred keys.
+std::vector<Setting> socket_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  const auto add = [&](int bits, bool centred) {
+    for (const double fraction : rows) {
+      std::array<char, 64> label;
+      (void)std::snprintf(label.data(), label.size(), "%sK=%d L=60 rows=%g",
+                          centred ? "centred " : "", bits, fraction);
+      const auto run = [=](Trial& trial) {
+        const auto hashed = trial.workbench().hash_codes(bits, 60, centred, trial.seed());
+        if (!hashed.ok()) return hashed.status();
+        trial.note_index_bytes((*hashed)->index->bytes());
+        const auto scores = SoftCollisions<SimHash>::create(*(*hashed)->family);
+        if (!scores.ok()) return scores.status();
+        const auto sampler = TopK<SoftCollisions<SimHash>>::create({.fraction = fraction}, *scores);
+        if (!sampler.ok()) return sampler.status();
+        return trial.decode(*sampler, *(*hashed)->index);
+      };
+      settings.push_back({.label = label.data(), .run = run});
+    }
+  };
+  add(8, false);
+  add(10, false);
+  add(10, true);
+  return settings;
+}
+
+}  // namespace magicpig::bench

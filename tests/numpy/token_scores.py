@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recomputes in numpy, from their papers' formulas, the scores that selections rank tokens by."""
+import argparse
+import functools
+
+from capture import Capture, Dump, np
+
+
+class Quest:
+    """Tang et al. 2024: sum_j max(q_j min_j, q_j max_j) over the keys of a page, for each of its tokens."""
+
+    def __init__(self, capture, dump, page):
+        self.capture, self.page = capture, page
+
+    def scores(self, row, head):
+        query = self.capture.q[head, row]
+        keys = self.capture.k[head // self.capture.group, self.capture.middle]
+        scores = np.empty(len(keys))
+        for begin in range(0, len(keys), self.page):
+            own = keys[begin : begin + self.page]
+            scores[begin : begin + self.page] = np.maximum(query * own.min(axis=0), query * own.max(axis=0)).sum()
+            assert (own @ query <= scores[begin] + 1e-9).all()
+        return scores
+
+
+class Socket:
+    """Joshi et al. 2026: |v| sum_l softmax_r(<tanh(W_l q) / sqrt(d), c_r> / temperature) at the key's bucket."""
+
+    BITS, TABLES, TEMPERATURE = 8, 60, 0.3
+
+    def __init__(self, capture, dump):
+        self.capture = capture
+        dim = capture.q.shape[2]
+        self.planes = dump("socket_planes.f32").astype(np.float64).reshape(self.BITS, self.TABLES, dim)
+        self.codes = dump("socket_codes.u16").reshape(len(capture.k), self.TABLES, -1)
+        for keys, codes in zip(capture.k[:, capture.middle], self.codes):
+            for table, code in enumerate(codes):
+                projections = self.planes[:, table] @ keys.T
+                own = sum((bits > 0) << b for b, bits in enumerate(projections))
+                # Only where a projection is next to 0 may float and double disagree.
+                assert (np.abs(projections).min(axis=0)[own != code] < 1e-3).all()
+                assert (own != code).sum() <= 5
+        signs = (np.arange(2**self.BITS) >> np.arange(self.BITS)[:, None]) & 1
+        self.corners = 2.0 * signs - 1  # [bits, buckets]
+
+    def scores(self, row, head):
+        kv_head = head // self.capture.group
+        margins = np.tanh(self.planes @ self.capture.q[head, row]) / np.sqrt(self.planes.shape[2])
+        logits = np.einsum("bl,br->lr", margins, self.corners) / self.TEMPERATURE
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        total = np.take_along_axis(weights, self.codes[kv_head].astype(int), axis=1).sum(axis=0)
+        return total * np.linalg.norm(self.capture.v[kv_head, self.capture.middle], axis=1)
+
+
+METHODS = {
+    **{f"quest_{page}": functools.partial(Quest, page=page) for page in (16, 32, 64)},
+    "socket": Socket,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dump", required=True, help="the program dump_scores")
+    parser.add_argument("--capture", required=True)
+    parser.add_argument("--queries", type=int, default=8)
+    arguments = parser.parse_args()
+    capture = Capture(arguments.capture)
+    dump = Dump(arguments.dump, arguments.capture, arguments.queries)
+    rows = dump.rows(capture, arguments.queries)
+    for name, method in METHODS.items():
+        formula = method(capture, dump)
+        theirs = dump(f"{name}.f32").reshape(len(rows), len(capture.q), -1)
+        worst = 0
+        for i, row in enumerate(rows):
+            for head in range(len(capture.q)):
+                ours = formula.scores(row, head)
+                worst = max(worst, np.abs(theirs[i, head] - ours).max() / np.abs(ours).max())
+        print(f"{name}: {theirs.size} scores, largest difference {worst:.1e} of the largest score")
+        assert worst < 1e-5
+
+
+if __name__ == "__main__":
+    main()
