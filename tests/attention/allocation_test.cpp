@@ -224,55 +224,79 @@ void check_no_allocation(Executor& executor, const Problem<float>& problem, cons
   CHECK(after == before);
 }
 
-template <class Ops, class Executor>
-void check_samplers(Executor& executor) {
+// Runs on one worker and on three.
+template <class Check>
+void on_pools(const Check& check) {
   const Problem<float> problem({.shape = kShape, .tokens = 700, .seed = 5});
-  const auto family = SimHash::create({.dim = 24, .bits = 6, .tables = 30, .seed = 1});
-  auto index = BucketTables<SimHash>::create(*family, {.kv_heads = 2, .segment_tokens = 128});
-  const auto source = problem.source();
-  REQUIRE(index->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
-  const RangeIndex range({.begin = 4, .end = 640}, 2, 24);
-  auto collisions = Collisions::create(*family, {.min_collisions = 2, .probe_radius = 1});
-  const Budget budget{.fraction = 0.1};
-  check_no_allocation<Ops>(executor, problem, Exact{}, static_cast<RangeIndex*>(nullptr));
-  check_no_allocation<Ops>(executor, problem, *collisions, &*index);
-  check_no_allocation<Ops>(executor, problem, *Uniform::create(budget), &range);
-  check_no_allocation<Ops>(executor, problem,
-                           *Defensive<Collisions>::create(std::move(*collisions), budget), &*index);
-  check_no_allocation<Ops>(executor, problem, *TopK<>::create(budget), &range);
-  check_no_allocation<Ops>(executor, problem, *TopP<>::create(0.5), &range);
-  check_no_allocation<Ops>(executor, problem, *OraclePoisson::create(budget), &range);
-  check_no_allocation<Ops>(executor, problem, *OracleMultinomial::create(budget), &range);
-
-  auto pages = PageBounds<>::create({.kv_heads = 2, .dim = 24});
-  REQUIRE(pages->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
-  check_no_allocation<Ops>(executor, problem, *Quest::create(budget, PageScores(24)), &*pages);
-  auto codes = HashCodes<SimHash>::create(*family, {.kv_heads = 2, .value_dim = 20});
-  REQUIRE(codes->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
-  const auto soft = SoftCollisions<SimHash>::create(*family);
-  check_no_allocation<Ops>(executor, problem, *TopK<SoftCollisions<SimHash>>::create(budget, *soft),
-                           &*codes);
-
-  const auto quantiser = HadamardQuantiser::create(24, 2, 1);
-  auto signatures = Signatures<HadamardQuantiser>::create(*quantiser, {.kv_heads = 2});
-  REQUIRE(signatures->build(make_backend<Ops>(executor), source, Window{}.middle(700)).ok());
-  check_no_allocation<Ops>(executor, problem, *Poisson::create(*quantiser, {.budget = budget}),
-                           &*signatures);
-  check_no_allocation<Ops>(executor, problem, *Systematic::create(*quantiser, {.budget = budget}),
-                           &*signatures);
-  check_no_allocation<Ops>(executor, problem,
-                           *TopP<CodeScores>::create(0.5, CodeScores(*quantiser)), &*signatures);
+  for (const int workers : {1, 3}) {
+    const auto pool = ThreadPool::create(workers);
+    REQUIRE(pool.ok());
+    check(**pool, problem);
+  }
 }
 
-TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler, on one thread or three", Ops,
+constexpr Budget kBudget{.fraction = 0.1};
+
+TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, on any backend, on one thread or three", Ops,
                           allocation_free) {
-  SerialExecutor serial;
-  check_samplers<Ops>(serial);
-  const auto pool = ThreadPool::create(3);
-  REQUIRE(pool.ok());
-  check_samplers<Ops>(**pool);
+  on_pools([](ThreadPool& pool, const Problem<float>& problem) {
+    const auto source = problem.source();
+    check_no_allocation<Ops>(pool, problem, Exact{}, static_cast<RangeIndex*>(nullptr));
+
+    const auto family = SimHash::create({.dim = 24, .bits = 6, .tables = 30, .seed = 1});
+    auto index = BucketTables<SimHash>::create(*family, {.kv_heads = 2, .segment_tokens = 128});
+    REQUIRE(index->build(make_backend<Ops>(pool), source, Window{}.middle(700)).ok());
+    const auto collisions = Collisions::create(*family, {.min_collisions = 2, .probe_radius = 1});
+    check_no_allocation<Ops>(pool, problem, *collisions, &*index);
+
+    const auto quantiser = HadamardQuantiser::create(24, 2, 1);
+    auto signatures = Signatures<HadamardQuantiser>::create(*quantiser, {.kv_heads = 2});
+    REQUIRE(signatures->build(make_backend<Ops>(pool), source, Window{}.middle(700)).ok());
+    check_no_allocation<Ops>(pool, problem, *Poisson::create(*quantiser, {.budget = kBudget}),
+                             &*signatures);
+    check_no_allocation<Ops>(pool, problem, *Systematic::create(*quantiser, {.budget = kBudget}),
+                             &*signatures);
+  });
 }
 TEST_CASE_TEMPLATE_APPLY(allocation_free, Backends);
+
+TEST_CASE_TEMPLATE_DEFINE("decode allocates nothing, with any sampler", Ops, samplers) {
+  on_pools([](ThreadPool& pool, const Problem<float>& problem) {
+    const auto backend = make_backend<Ops>(pool);
+    const auto source = problem.source();
+    const TokenRange middle = Window{}.middle(700);
+    const RangeIndex range(middle, 2, 24);
+    check_no_allocation<Ops>(pool, problem, *Uniform::create(kBudget), &range);
+    check_no_allocation<Ops>(pool, problem, *TopK<>::create(kBudget), &range);
+    check_no_allocation<Ops>(pool, problem, *TopP<>::create(0.5), &range);
+    check_no_allocation<Ops>(pool, problem, *OraclePoisson::create(kBudget), &range);
+    check_no_allocation<Ops>(pool, problem, *OracleMultinomial::create(kBudget), &range);
+
+    const auto family = SimHash::create({.dim = 24, .bits = 6, .tables = 30, .seed = 1});
+    auto index = BucketTables<SimHash>::create(*family, {.kv_heads = 2, .segment_tokens = 128});
+    REQUIRE(index->build(backend, source, middle).ok());
+    auto collisions = Collisions::create(*family, {.min_collisions = 2});
+    check_no_allocation<Ops>(
+        pool, problem, *Defensive<Collisions>::create(std::move(*collisions), kBudget), &*index);
+
+    auto pages = PageBounds<>::create({.kv_heads = 2, .dim = 24});
+    REQUIRE(pages->build(backend, source, middle).ok());
+    check_no_allocation<Ops>(pool, problem, *Quest::create(kBudget, PageScores(24)), &*pages);
+
+    auto codes = HashCodes<SimHash>::create(*family, {.kv_heads = 2, .value_dim = 20});
+    REQUIRE(codes->build(backend, source, middle).ok());
+    const auto soft = SoftCollisions<SimHash>::create(*family);
+    check_no_allocation<Ops>(pool, problem, *TopK<SoftCollisions<SimHash>>::create(kBudget, *soft),
+                             &*codes);
+
+    const auto quantiser = HadamardQuantiser::create(24, 2, 1);
+    auto signatures = Signatures<HadamardQuantiser>::create(*quantiser, {.kv_heads = 2});
+    REQUIRE(signatures->build(backend, source, middle).ok());
+    check_no_allocation<Ops>(pool, problem, *TopP<CodeScores>::create(0.5, CodeScores(*quantiser)),
+                             &*signatures);
+  });
+}
+TEST_CASE_TEMPLATE_APPLY(samplers, TwoBackends);
 
 TEST_CASE("a refused decode allocates nothing either") {
   const Problem<float> problem({.shape = kShape, .tokens = 20});

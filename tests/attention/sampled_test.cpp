@@ -238,7 +238,7 @@ TEST_CASE_TEMPLATE_DEFINE("drawing by collisions equals brute force with every h
   check_collisions<Ops, float, RademacherHash>(c);
   check_collisions<Ops, float, OrthogonalHash>(c);
 }
-TEST_CASE_TEMPLATE_APPLY(families, Backends);
+TEST_CASE_TEMPLATE_APPLY(families, TwoBackends);
 
 TEST_CASE_TEMPLATE_DEFINE("probing every bucket is exact attention", Ops, everything) {
   // Of 32 heads that all draw a token each reads it on its own.
@@ -353,7 +353,7 @@ TEST_CASE_TEMPLATE_DEFINE("uniform sampling weighs its tokens by n / m", Ops, un
     check_decode<Ops>(*f, *sampler, Uncorrected{}, draws);
   }
 }
-TEST_CASE_TEMPLATE_APPLY(uniforms, Backends);
+TEST_CASE_TEMPLATE_APPLY(uniforms, TwoBackends);
 
 TEST_CASE_TEMPLATE_DEFINE("the defensive union has the union's tokens and probability", Ops,
                           unions) {
@@ -390,7 +390,7 @@ TEST_CASE_TEMPLATE_DEFINE("the defensive union has the union's tokens and probab
     }
   }
 }
-TEST_CASE_TEMPLATE_APPLY(unions, Backends);
+TEST_CASE_TEMPLATE_APPLY(unions, TwoBackends);
 
 TEST_CASE_TEMPLATE_DEFINE("candidates name the heads that drew them, in token order", Ops,
                           memberships) {
@@ -416,7 +416,7 @@ TEST_CASE_TEMPLATE_DEFINE("candidates name the heads that drew them, in token or
   CHECK(found.tokens == tokens);
   CHECK(found.members == expected);
 }
-TEST_CASE_TEMPLATE_APPLY(memberships, Backends);
+TEST_CASE_TEMPLATE_APPLY(memberships, TwoBackends);
 
 }  // namespace
 }  // namespace magicpig::test

@@ -16,6 +16,10 @@ namespace magicpig::test {
 
 using Backends = std::tuple<MAGICPIG_TEST_BACKENDS>;
 
+/// The oracle and one SIMD library, for what instantiates much and depends on a backend no more
+/// than the conformance tests tell.
+using TwoBackends = std::tuple<ScalarOps, HighwayOps>;
+
 /// function.operator()<Ops>() for each of them.
 template <class Function>
 void for_each_backend(const Function& function) {
