@@ -58,10 +58,8 @@ class BucketTables {
   /// Errors: a config value outside its bounds.
   [[nodiscard]] static Result<BucketTables> create(const Family& family,
                                                    const BucketTablesConfig& config) noexcept {
-    if (config.kv_heads < 1 || config.kv_heads >= (1 << 24)) {
-      return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)",
-                           config.kv_heads);
-    }
+    const Status status = check_kv_heads(config.kv_heads);
+    if (!status.ok()) return status;
     if (config.segment_tokens < 64 || config.segment_tokens > kMaxSegmentTokens) {
       return Status::error(ErrorCode::kInvalidArgument, "segment_tokens %d must lie in [64, %d]",
                            config.segment_tokens, kMaxSegmentTokens);
@@ -117,10 +115,8 @@ class BucketTables {
   /// below indexed().begin leaves an empty index, whose centre the next append makes anew. Cost: a
   /// pass over the ids of one segment. Error: a negative `end`, and nothing is changed.
   Status truncate(TokenId end) noexcept {
-    if (end < 0) {
-      return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
-    }
-    if (end >= range_.end) return Status();
+    const Status status = check_truncation(end);
+    if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
     const int kept = segments_for(range_.size());
     for (int s = kept; s < segment_count_; ++s) {

@@ -14,9 +14,9 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Rows that a mean is taken of, at most. The error it leaves, a spread of 1/90 of the rows' own,
-/// is nothing to an index, which may subtract any vector at all; reading every row was a quarter of
-/// the time to encode 98,304 keys.
+/// Rows that a mean is taken of, at most. The error it leaves, a spread of at most 1/64 of the
+/// rows' own, is nothing to an index, which may subtract any vector at all; reading every row was a
+/// quarter of the time to encode 98,304 keys.
 inline constexpr int kMeanRows = 8192;
 
 /// For each KV head the mean over `tokens`, at least one, of row(head, token) [dim], to `means`

@@ -9,6 +9,18 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+/// Error: kv_heads outside [1, 2^24), what a (token, KV head) pair in 64 bits has room for.
+[[nodiscard]] inline Status check_kv_heads(int kv_heads) noexcept {
+  if (kv_heads >= 1 && kv_heads < 1 << 24) return Status();
+  return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)", kv_heads);
+}
+
+/// Error: truncating to a negative number of tokens.
+[[nodiscard]] inline Status check_truncation(TokenId end) noexcept {
+  if (end >= 0) return Status();
+  return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
+}
+
 /// Error: a range that begins below 0 or ends before it begins.
 [[nodiscard]] inline Status check_range(TokenRange range) noexcept {
   if (range.begin >= 0 && range.end >= range.begin) return Status();

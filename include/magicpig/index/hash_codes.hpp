@@ -55,10 +55,8 @@ class HashCodes {
   /// An empty index. Errors: kv_heads or value_dim out of range, memory.
   [[nodiscard]] static Result<HashCodes> create(const Family& family,
                                                 const HashCodesConfig& config) noexcept {
-    if (config.kv_heads < 1 || config.kv_heads >= 1 << 24) {
-      return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)",
-                           config.kv_heads);
-    }
+    const Status status = check_kv_heads(config.kv_heads);
+    if (!status.ok()) return status;
     if (config.value_dim < 1 || config.value_dim > kMaxDim) {
       return Status::error(ErrorCode::kInvalidArgument, "value_dim %d must lie in [1, %d]",
                            config.value_dim, kMaxDim);
@@ -129,10 +127,8 @@ class HashCodes {
   /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing; one at or
   /// below indexed().begin leaves an empty index. Error: a negative `end`, and nothing is changed.
   Status truncate(TokenId end) noexcept {
-    if (end < 0) {
-      return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
-    }
-    if (end >= range_.end) return Status();
+    const Status status = check_truncation(end);
+    if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
     for (int s = segment_count(); s < reserved_; ++s) {
       for (int h = 0; h < kv_heads(); ++h) segments_[place(s, h)] = Segment();

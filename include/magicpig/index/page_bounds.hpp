@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
@@ -41,10 +42,8 @@ class PageBounds {
 
   /// An empty index. Errors: kv_heads, dim or page out of range.
   [[nodiscard]] static Result<PageBounds> create(const PageBoundsConfig& config) noexcept {
-    if (config.kv_heads < 1 || config.kv_heads >= 1 << 24) {
-      return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)",
-                           config.kv_heads);
-    }
+    const Status status = check_kv_heads(config.kv_heads);
+    if (!status.ok()) return status;
     if (config.dim < 1 || config.dim > kMaxDim) {
       return Status::error(ErrorCode::kInvalidArgument, "dim %d must lie in [1, %d]", config.dim,
                            kMaxDim);
@@ -104,10 +103,8 @@ class PageBounds {
   /// beyond indexed().end changes nothing, one at or below indexed().begin leaves an empty index.
   /// Error: a negative `end`, and nothing is changed.
   Status truncate(TokenId end) noexcept {
-    if (end < 0) {
-      return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
-    }
-    if (end >= range_.end) return Status();
+    const Status status = check_truncation(end);
+    if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
     (void)bounds_.resize(static_cast<std::size_t>(pages()) * page_size());
     return Status();

@@ -75,10 +75,8 @@ class Signatures {
   /// Errors: a config value outside its bounds, a quantiser for other KV heads, memory.
   [[nodiscard]] static Result<Signatures> create(const Q& quantiser,
                                                  const SignaturesConfig& config) noexcept {
-    if (config.kv_heads < 1 || config.kv_heads >= (1 << 24)) {
-      return Status::error(ErrorCode::kInvalidArgument, "kv_heads %d must lie in [1, 2^24)",
-                           config.kv_heads);
-    }
+    const Status status = check_kv_heads(config.kv_heads);
+    if (!status.ok()) return status;
     if (quantiser.kv_heads() != 0 && quantiser.kv_heads() != config.kv_heads) {
       return Status::error(ErrorCode::kShapeMismatch,
                            "the quantiser was made for %d KV heads, the index is for %d",
@@ -156,10 +154,8 @@ class Signatures {
   /// below indexed().begin leaves an empty index, whose centre the next append makes anew.
   /// Error: a negative `end`, and nothing is changed.
   Status truncate(TokenId end) noexcept {
-    if (end < 0) {
-      return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
-    }
-    if (end >= range_.end) return Status();
+    const Status status = check_truncation(end);
+    if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
     for (int s = segment_count(); s < reserved_; ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) segments_[place(s, h)] = SignatureSegment();
