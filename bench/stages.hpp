@@ -46,7 +46,7 @@ struct AttendMemory {
   }
   void finish(Attend<Ops, StridedKeyValues<T>>& attend) {
     attend.finish();
-    totals.write(states.data(), nullptr);
+    totals.write(states.data(), nullptr, nullptr);
   }
 
   std::vector<std::byte> memory;

@@ -84,6 +84,9 @@ template <Executor E>
 struct Outcome {
   std::vector<double> errors;          ///< relative L2, one per seed, query and query head
   std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
+  std::vector<double> bounds_95;       ///< of the error, as reported; likewise
+  std::vector<double> looks;           ///< of a promise, one per seed, query and KV head
+  std::vector<double> dense;           ///< 1 where it took every token, else 0; likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;

@@ -2,12 +2,10 @@
 // The list of methods.
 #include "compare/methods.hpp"
 
-#include <array>
-
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 14> kMethods{{
+  static constexpr Method kMethods[] = {
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
@@ -34,7 +32,14 @@ std::span<const Method> all_methods() {
       {"quest", "each head its own pages of 16, 32 or 64 tokens of largest bound", quest_settings},
       {"socket", "each head its own tokens of most likely collisions with a softened query",
        socket_settings},
-  }};
+      {"vattention",
+       "2 % by logits that codes of 2 bits estimate, a pilot of 1 %, as many uniform draws as the "
+       "promise about a sum asks for",
+       vattention_settings},
+      {"uniform_tail",
+       "half the budget by logits that codes of 2 bits estimate, half drawn from the others alike",
+       uniform_tail_settings},
+  };
   return kMethods;
 }
 

@@ -220,6 +220,7 @@ class Trial {
   struct Config {
     std::uint64_t seed = 0;
     bool timed = false;  ///< decode again, without reports, and note the least time
+    Promise promise = {};
   };
 
   Trial(Workbench& workbench, const Config& config, Outcome& outcome)
@@ -238,7 +239,8 @@ class Trial {
                                                 .sampler = &sampler,
                                                 .estimator = estimator,
                                                 .scale = capture.scale(),
-                                                .exact_below = 0};
+                                                .exact_below = 0,
+                                                .promise = config_.promise};
       Batch<Source, IndexType> batch(workbench_, key_values, index, config_.seed);
       const auto backend = make_backend<Ops>(workbench_.pool());
       std::vector<std::byte> workspace(workspace_bytes(
@@ -307,6 +309,7 @@ class Trial {
       const std::size_t dim = states[i].out.size();
       outcome_.errors.push_back(
           relative_error(states[i].out, std::span(exact.outputs).subspan(i * dim, dim)));
+      outcome_.bounds_95.push_back(static_cast<double>(reports[i].error_95));
       outcome_.lse_errors.push_back(std::fabs(static_cast<double>(states[i].lse) - exact.lse[i]));
       if (i % group != 0) continue;
       // Exact attention reads the middle, too: what it took exactly beyond the window around it.
@@ -315,6 +318,8 @@ class Trial {
       outcome_.rows.push_back(
           static_cast<double>(reports[i].rows_read + reports[i].exact - window) /
           static_cast<double>(middle));
+      outcome_.looks.push_back(reports[i].looks);
+      outcome_.dense.push_back(reports[i].promise == PromiseOutcome::kDense ? 1.0 : 0.0);
     }
   }
 

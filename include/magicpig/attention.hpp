@@ -25,6 +25,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 
@@ -63,14 +64,64 @@ struct DecodeScratch {
   typename Plan::Sampler::Scratch sampler;
   AttendScratch attend;
   AttendTotals totals;
+  AttendTotals exact;  // before anything is drawn, where a promise is asked
 
   static DecodeScratch carve(Arena& arena, const Plan& plan, TokenId indexed_tokens) {
-    const DrawLimits limits{.group = plan.shape.group(), .tokens = indexed_tokens};
-    return {.sampler = plan.sampler->carve(arena, limits),
-            .attend = AttendScratch::carve(arena, plan.shape.group(), plan.shape.value_dim),
-            .totals = AttendTotals::carve(arena, plan.shape.group(), plan.shape.value_dim)};
+    const int group = plan.shape.group();
+    const int value_dim = plan.shape.value_dim;
+    return {.sampler = plan.sampler->carve(
+                arena, {.group = group, .tokens = indexed_tokens, .value_dim = value_dim}),
+            .attend = AttendScratch::carve(arena, group, value_dim),
+            .totals = AttendTotals::carve(arena, group, value_dim),
+            .exact = plan.promise.asked() ? AttendTotals::carve(arena, group, value_dim)
+                                          : AttendTotals{}};
   }
 };
+
+/// Draws until the error's bound keeps the plan's promise for all heads of the group, or reads
+/// everything. `outputs` [group], their `out` is written to. `attend` has had the exact tokens.
+template <class Ops, class Plan, class Input, class Attention>
+void keep_promise(const Plan& plan, Input input, DecodeScratch<Plan>& scratch, Attention& attend,
+                  const AttendTotals& totals, AttentionState* outputs) {
+  const Promise& promise = plan.promise;
+  const TokenRange range = input.index.indexed();
+  attend.finish();
+  scratch.exact.assign(totals);
+  Looks looks;
+  for (;;) {
+    const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
+    const auto rows = static_cast<std::int64_t>(candidates.tokens.size());
+    if (static_cast<double>(rows) >= promise.dense_above * range.size()) break;
+    attend.add_candidates(candidates, plan.estimator);
+    attend.finish();
+    ++looks.count;
+    double worst = 0.0;
+    bool kept = true;
+    for (int g = 0; g < input.queries.count; ++g) {
+      totals.write_output(g, outputs[g].out);
+      const double bound = totals.error(g, outputs[g].out, &scratch.attend.sketch)
+                               .bound(promise.bound, promise.delta_of(input.doublings));
+      worst = bound > worst ? bound : worst;
+      kept = kept && bound <= promise.epsilon;  // NaN, of an output of zero, is not
+    }
+    if (kept) {
+      looks.outcome = PromiseOutcome::kBound;
+      *totals.looks = looks;
+      return;
+    }
+    looks.reread += rows;
+    attend.restart(scratch.exact);
+    // The error falls like the inverse of the rows at best: doublings that would fall short of that
+    // are not tried.
+    ++input.doublings;
+    for (double left = worst / 2; left >= 2 * promise.epsilon && input.doublings < 30; left /= 2) {
+      ++input.doublings;
+    }
+  }
+  attend.add_exact(range);
+  looks.outcome = PromiseOutcome::kDense;
+  *totals.looks = looks;
+}
 
 /// The algorithm, for one KV head of one request and one part of its exact tokens: sink, local and
 /// not yet indexed tokens are exact, the others are drawn, with the first part; all of them meet in
@@ -89,7 +140,7 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
                               .kv_head = kv_head,
                               .queries = queries,
                               .scale = plan.logit_scale(),
-                              .report = !request.reports.empty()},
+                              .report = !request.reports.empty() || plan.promise.asked()},
                              scratch.attend, totals);
   attend.add_exact(exact.before(part));
   attend.add_exact(exact.behind(part));
@@ -101,8 +152,15 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
         .queries = queries,
         .scale = plan.logit_scale(),
         .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer}};
-    const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
-    attend.add_candidates(candidates, plan.estimator);
+    if (plan.promise.asked()) {
+      if constexpr (verifiable<typename Plan::Sampler>()) {
+        keep_promise<Ops>(plan, input, scratch, attend, totals,
+                          request.states.data() + std::int64_t{kv_head} * plan.shape.group());
+      }
+    } else {
+      const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
+      attend.add_candidates(candidates, plan.estimator);
+    }
     *totals.indexed = exact.sampled.size();
   }
   attend.finish();
@@ -181,7 +239,7 @@ class DecodeStep {
     const RequestType& request = requests_[at.request];
     if (at.parts == 1) {
       decode_head<Ops>(plan_, request, at.kv_head, 0, scratch, scratch.totals);
-      write(request, at.kv_head, scratch.totals);
+      write(request, at.kv_head, scratch.totals, &scratch.attend.sketch);
     } else {
       decode_head<Ops>(plan_, request, at.kv_head, at.part, scratch,
                        layout_.totals(workspace_, at.slot));
@@ -205,7 +263,7 @@ class DecodeStep {
       for (int part = 1; part < at.parts; ++part) {
         totals.add(layout_.totals(workspace_, at.slot + static_cast<std::size_t>(part)));
       }
-      write(requests_[at.request], at.kv_head, totals);
+      write(requests_[at.request], at.kv_head, totals, nullptr);
     }
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       for (std::size_t h = 0; h < requests_[i].states.size(); ++h) {
@@ -231,10 +289,15 @@ class DecodeStep {
         indexed_tokens_(indexed),
         layout_(layout) {}
 
-  void write(const RequestType& request, int kv_head, const AttendTotals& totals) const {
+  void write(const RequestType& request, int kv_head, const AttendTotals& totals,
+             const ErrorSketch* sketch) const {
     const std::int64_t first_head = std::int64_t{kv_head} * plan_.shape.group();
-    totals.write(request.states.data() + first_head,
-                 request.reports.empty() ? nullptr : request.reports.data() + first_head);
+    HeadReport* reports = request.reports.empty() ? nullptr : request.reports.data() + first_head;
+    totals.write(request.states.data() + first_head, reports, sketch);
+    if (reports == nullptr || error_is_told<typename Plan::Sampler>()) return;
+    for (int g = 0; g < totals.group; ++g) {
+      if (reports[g].drawn > 0) reports[g].error_95 = std::numeric_limits<float>::quiet_NaN();
+    }
   }
 
   Plan plan_;

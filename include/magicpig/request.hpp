@@ -15,6 +15,7 @@
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/estimate/estimator.hpp"
+#include "magicpig/estimate/promise.hpp"
 #include "magicpig/estimate/report.hpp"
 #include "magicpig/index/index.hpp"
 #include "magicpig/sample/sampler.hpp"
@@ -39,6 +40,7 @@ struct DecodePlan {
   float scale = 0.0F;  ///< logit = scale * q.k; 0 means 1 / sqrt(head_dim)
   std::uint32_t layer = 0;
   TokenId exact_below = kExactBelow;  ///< an index of fewer tokens is not drawn from
+  Promise promise = {};               ///< for every head's output, where the sampler can keep one
 
   [[nodiscard]] float logit_scale() const {
     return scale != 0.0F ? scale : 1.0F / ::sqrtf(static_cast<float>(shape.head_dim));
@@ -85,11 +87,12 @@ inline constexpr TokenId kPartTokens = 8192;
 struct ExactParts {
   TokenRange sampled;
   TokenId tokens = 0;
+  bool whole = false;  ///< never cut: a promise is about the sum of all of them
 
   [[nodiscard]] TokenId size() const { return tokens - sampled.size(); }
   /// At least one, be it empty.
   [[nodiscard]] int count() const {
-    return size() <= kPartTokens ? 1 : (size() - 1) / kPartTokens + 1;
+    return whole || size() <= kPartTokens ? 1 : (size() - 1) / kPartTokens + 1;
   }
   /// Of part `number`, what lies before the sampled tokens.
   [[nodiscard]] TokenRange before(int number) const {
@@ -107,6 +110,7 @@ struct ExactParts {
  private:
   static TokenId smaller(TokenId a, TokenId b) { return a < b ? a : b; }
   [[nodiscard]] TokenId end(int number) const {
+    if (whole) return size();
     const TokenId rest = size() - number * kPartTokens;
     return number * kPartTokens + smaller(rest, kPartTokens);
   }
@@ -115,11 +119,15 @@ struct ExactParts {
 /// The parts of a request.
 template <class Plan, class RequestType>
 [[nodiscard]] ExactParts exact_parts(const Plan& plan, const RequestType& request) {
-  return {.sampled = sampled_range(plan, request), .tokens = request.key_values->tokens()};
+  const TokenRange sampled = sampled_range(plan, request);
+  return {.sampled = sampled,
+          .tokens = request.key_values->tokens(),
+          .whole = plan.promise.asked() && !sampled.empty()};
 }
 
 /// Errors: heads that do not divide, more than kMaxGroup query heads per KV head, dimensions
-/// outside [1, kMaxDim], no sampler, a scale that is not finite.
+/// outside [1, kMaxDim], no sampler, a scale that is not finite; a promise as Promise::check(), or
+/// asked of a sampler or an estimator that cannot keep one.
 template <class Plan>
 Status validate(const Plan& plan) noexcept {
   const Shape& shape = plan.shape;
@@ -142,7 +150,14 @@ Status validate(const Plan& plan) noexcept {
     return Status::error(ErrorCode::kNonFinite, "scale %g is not finite",
                          static_cast<double>(plan.scale));
   }
-  return Status();
+  if (!plan.promise.asked()) return Status();
+  if (!verifiable<typename Plan::Sampler>() ||
+      !std::is_same_v<typename Plan::Estimator, SelfNormalised>) {
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "no promise about the error can rest on this sampler and estimator: the "
+                         "variance of its draws is not known");
+  }
+  return plan.promise.check();
 }
 
 /// Errors: anything null, sizes that disagree with the shape, an index that covers tokens which the

@@ -115,6 +115,7 @@ struct DrawInput {
   QueryGroup queries;
   float scale = 1.0F;  ///< logit = scale * q.k
   NoiseKey noise;
+  int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
 
   /// The random numbers of this draw.
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {
@@ -130,6 +131,7 @@ struct DrawInput {
 struct DrawLimits {
   int group = 1;
   TokenId tokens = 0;  ///< largest indexed range
+  int value_dim = 0;
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -17,6 +17,7 @@
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/cpu/attend_totals.hpp"
+#include "magicpig/cpu/error_sketch.hpp"
 #include "magicpig/estimate/estimator.hpp"
 #include "magicpig/estimate/report.hpp"
 #include "magicpig/version.hpp"
@@ -48,6 +49,7 @@ struct AttendScratch {
   float* spread = nullptr;       // [reads] (1 - pi) omega^2
   float* recent = nullptr;       // [group, value_dim] weighted values not yet in `values`
   float* spread_tile = nullptr;  // [group, value_dim] values of one tile weighted by spread
+  ErrorSketch sketch;            // of a report
 
   [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim) {
     const auto heads = static_cast<std::size_t>(group);
@@ -59,7 +61,8 @@ struct AttendScratch {
             .correction = arena.take<float>(reads),
             .spread = arena.take<float>(reads),
             .recent = arena.take<float>(outputs),
-            .spread_tile = arena.take<float>(outputs)};
+            .spread_tile = arena.take<float>(outputs),
+            .sketch = ErrorSketch::carve(arena, group, value_dim)};
   }
 };
 
@@ -87,6 +90,7 @@ class Attend {
   Attend(const Input& input, const AttendScratch& scratch, const AttendTotals& totals)
       : in_(input), s_(scratch), totals_(totals) {
     totals_.clear();
+    if (in_.report) s_.sketch.clear();
     const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
     for (std::int64_t i = 0; i < outputs; ++i) s_.recent[i] = 0.0F;
   }
@@ -137,6 +141,13 @@ class Attend {
 
   /// After the last tokens; then the totals are complete.
   void finish() { add_up_recent(); }
+
+  /// Goes back to `before`, what the totals were before any candidates; the next ones may follow.
+  void restart(const AttendTotals& before) {
+    totals_.assign(before);
+    if (in_.report) s_.sketch.clear();
+    sketched_tiles_ = 0;
+  }
 
  private:
   // Tokens that travel from memory together. All heads read all rows, or each head has rows of its
@@ -274,6 +285,7 @@ class Attend {
       const float tile_largest = (Ops::max)(logits, own.count);
       if (tile_largest > totals_.sums[g].largest) {
         add_up_recent();
+        if (in_.report) s_.sketch.scale(g, totals_.factor(g, tile_largest));
         totals_.raise(g, tile_largest);
       }
       const float largest = totals_.sums[g].largest;
@@ -314,6 +326,29 @@ class Attend {
     for (std::int64_t i = 0; i < outputs; ++i) {
       totals_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
     }
+    for (int k = 0; k < 2; ++k) sketch(tile, k);
+    ++sketched_tiles_;
+  }
+
+  // Adds the tile's errors, with the signs numbered k, to the sketch.
+  void sketch(const Tile& tile, int k) {
+    for (int g = 0; g < in_.queries.count; ++g) {
+      const HeadReads& own = tile.heads[g];
+      double sum = 0.0;
+      for (int i = 0; i < own.count; ++i) {
+        const float x =
+            ErrorSketch::sign(tile.tokens[own.row + i], k) * ::sqrtf(s_.spread[own.at + i]);
+        s_.correction[own.at + i] = x;
+        sum += static_cast<double>(x);
+      }
+      s_.sketch.weights(sketched_tiles_, k)[g] += sum;
+    }
+    for (int b = 0; b < batches(tile); ++b) {
+      const Batch at = batch(tile, b);
+      Ops::add_rows(values(tile, at), s_.correction + at.at, at.heads,
+                    s_.sketch.values(sketched_tiles_, k) +
+                        std::int64_t{at.head} * in_.key_values.value_dim());
+    }
   }
 
   void account_head(int g, const HeadReads& own, const double* norms) {
@@ -328,16 +363,23 @@ class Attend {
       sums.inverse_pi_variance += (1.0 - pi) / (pi * pi);
       sums.spread += spread;
       sums.spread_square += spread * norms[own.row + i];
+      sums.spread_2 += spread * spread;
+      sums.spread_2_square += spread * spread * norms[own.row + i];
+      sums.spread_2_fourth += spread * spread * norms[own.row + i] * norms[own.row + i];
       if (pi >= 1.0) continue;
       sums.omega += omega;
       sums.omega_squared += omega * omega;
+      const double value = omega * ::sqrt(norms[own.row + i]);
+      sums.largest_omega = omega > sums.largest_omega ? omega : sums.largest_omega;
+      sums.largest_value = value > sums.largest_value ? value : sums.largest_value;
     }
   }
 
   Input in_;
   AttendScratch s_;
   AttendTotals totals_;
-  int recent_rows_ = 0;  // in recent
+  int recent_rows_ = 0;     // in recent
+  int sketched_tiles_ = 0;  // since the last restart
   Tile tiles_[2];
 };
 

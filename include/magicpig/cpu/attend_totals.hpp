@@ -9,6 +9,8 @@
 
 #include "magicpig/core/state.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/cpu/error_sketch.hpp"
+#include "magicpig/estimate/promise.hpp"
 #include "magicpig/estimate/report.hpp"
 #include "magicpig/version.hpp"
 
@@ -22,10 +24,22 @@ struct AttendSums {
   double omega_squared = 0.0;        // sum of their squares
   double spread = 0.0;               // sum of (1 - pi) omega^2
   double spread_square = 0.0;        // sum of (1 - pi) omega^2 |v|^2
+  double spread_2 = 0.0;             // sum of ((1 - pi) omega^2)^2
+  double spread_2_square = 0.0;      // times |v|^2
+  double spread_2_fourth = 0.0;      // times |v|^4
+  double largest_omega = 0.0;        // of a drawn token that is not certain
+  double largest_value = 0.0;        // omega |v| of one
   double inverse_pi = 0.0;           // sum of 1 / pi
   double inverse_pi_variance = 0.0;  // sum of (1 - pi) / pi^2
   std::int64_t exact = 0;
   std::int64_t drawn = 0;
+};
+
+/// What a promise took.
+struct Looks {
+  PromiseOutcome outcome = PromiseOutcome::kNone;
+  int count = 0;
+  std::int64_t reread = 0;  // rows of all but the last
 };
 
 /// Sums of all heads of a group. Those of disjoint sets of tokens add up, in double: the order of
@@ -38,6 +52,7 @@ struct AttendTotals {
   AttendSums* sums = nullptr;       // [group]
   std::int64_t* read = nullptr;     // [1] rows gathered
   std::int64_t* indexed = nullptr;  // [1] tokens drawn from
+  Looks* looks = nullptr;           // [1]
 
   [[nodiscard]] static AttendTotals carve(Arena& arena, int group, int value_dim) {
     const auto outputs = static_cast<std::size_t>(group) * static_cast<std::size_t>(value_dim);
@@ -47,7 +62,8 @@ struct AttendTotals {
             .spread_values = arena.take<double>(outputs),
             .sums = arena.take<AttendSums>(static_cast<std::size_t>(group)),
             .read = arena.take<std::int64_t>(1),
-            .indexed = arena.take<std::int64_t>(1)};
+            .indexed = arena.take<std::int64_t>(1),
+            .looks = arena.take<Looks>(1)};
   }
 
   void clear() const {
@@ -55,22 +71,47 @@ struct AttendTotals {
     for (std::int64_t i = 0; i < outputs; ++i) values[i] = spread_values[i] = 0.0;
     for (int g = 0; g < group; ++g) sums[g] = AttendSums{};
     *read = *indexed = 0;
+    *looks = {};
+  }
+
+  /// Becomes what `other`, of the same shape, is.
+  void assign(const AttendTotals& other) const {
+    const std::int64_t outputs = std::int64_t{group} * value_dim;
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      values[i] = other.values[i];
+      spread_values[i] = other.spread_values[i];
+    }
+    for (int g = 0; g < group; ++g) sums[g] = other.sums[g];
+    *read = *other.read;
+    *indexed = *other.indexed;
+    *looks = *other.looks;
+  }
+
+  /// By which raise() multiplies weights.
+  [[nodiscard]] double factor(int g, float largest) const {
+    return scale_from(sums[g].largest, largest);
   }
 
   /// Brings the sums of head g to the scale of a largest logit not below the present one.
   void raise(int g, float largest) const {
     AttendSums& s = sums[g];
-    const double factor = scale_from(s.largest, largest);
-    const double squared = factor * factor;
+    const double scale = factor(g, largest);
+    const double squared = scale * scale;
     for (int j = 0; j < value_dim; ++j) {
-      values[std::int64_t{g} * value_dim + j] *= factor;
+      values[std::int64_t{g} * value_dim + j] *= scale;
       spread_values[std::int64_t{g} * value_dim + j] *= squared;
     }
-    s.weight *= factor;
-    s.omega *= factor;
+    s.weight *= scale;
+    s.omega *= scale;
     s.omega_squared *= squared;
     s.spread *= squared;
     s.spread_square *= squared;
+    const double fourth = squared * squared;
+    s.spread_2 *= fourth;
+    s.spread_2_square *= fourth;
+    s.spread_2_fourth *= fourth;
+    s.largest_omega *= scale;
+    s.largest_value *= scale;
     s.largest = largest;
   }
 
@@ -82,25 +123,65 @@ struct AttendTotals {
     }
     *read += *part.read;
     *indexed += *part.indexed;
+    if (part.looks->outcome != PromiseOutcome::kNone) *looks = *part.looks;
   }
 
-  /// Writes head g of the group to states[g] and, unless null, reports[g].
-  void write(AttentionState* states, HeadReport* reports) const {
+  /// Writes head g of the group to states[g] and, unless null, reports[g]; `sketch` as in error().
+  void write(AttentionState* states, HeadReport* reports, const ErrorSketch* sketch) const {
     for (int g = 0; g < group; ++g) {
-      const bool empty = sums[g].weight == 0.0;
-      for (int j = 0; j < value_dim; ++j) {
-        states[g].out[static_cast<std::size_t>(j)] =
-            empty ? 0.0F
-                  : static_cast<float>(values[std::int64_t{g} * value_dim + j] / sums[g].weight);
-      }
+      write_output(g, states[g].out);
       states[g].lse =
-          empty ? kEmptyLse
-                : static_cast<float>(static_cast<double>(sums[g].largest) + ::log(sums[g].weight));
-      if (reports != nullptr) reports[g] = report(g, states[g]);
+          sums[g].weight == 0.0
+              ? kEmptyLse
+              : static_cast<float>(static_cast<double>(sums[g].largest) + ::log(sums[g].weight));
+      if (reports != nullptr) reports[g] = report(g, states[g], sketch);
     }
   }
 
+  /// Normalised values of head g; zeros for none.
+  void write_output(int g, std::span<float> out) const {
+    const bool empty = sums[g].weight == 0.0;
+    for (int j = 0; j < value_dim; ++j) {
+      out[static_cast<std::size_t>(j)] =
+          empty ? 0.0F
+                : static_cast<float>(values[std::int64_t{g} * value_dim + j] / sums[g].weight);
+    }
+  }
+
+  /// Moments of the error of head g, whose output is `out`. Without the sketch of its draw, which
+  /// this uses up, all errors are taken to lie in one direction.
+  [[nodiscard]] OutputError error(int g, std::span<const float> out,
+                                  const ErrorSketch* sketch) const {
+    const AttendSums& s = sums[g];
+    double cross = 0.0;
+    double square = 0.0;
+    for (std::size_t j = 0; j < out.size(); ++j) {
+      const auto x = static_cast<double>(out[j]);
+      cross += x * spread_values[std::int64_t{g} * value_dim + static_cast<std::int64_t>(j)];
+      square += x * x;
+    }
+    // sum spread |v - out|^2, expanded; rounding may push it below 0.
+    const double expanded = s.spread_square - 2.0 * cross + s.spread * square;
+    const double trace = expanded > 0.0 ? expanded : 0.0;
+    double frobenius = trace;
+    if (sketch != nullptr && trace > 0.0) {
+      const double sketched = ::sqrt(sketch->frobenius_square(g, out.data()));
+      frobenius = sketched < trace ? sketched : trace;
+    }
+    const double norm = ::sqrt(square);
+    const double unit = s.weight * norm;
+    const double sizes = s.spread_square + s.spread * square;
+    const double sizes_2 =
+        s.spread_2_fourth + 2.0 * s.spread_2_square * square + s.spread_2 * square * square;
+    return {.trace = trace / (unit * unit),
+            .frobenius = frobenius / (unit * unit),
+            .terms = sizes_2 > 0.0 ? sizes * sizes / sizes_2 : 0.0,
+            .range = (s.largest_value + norm * s.largest_omega) / unit};
+  }
+
  private:
+  static double larger(double a, double b) { return a > b ? a : b; }
+
   // exp(from - to); 1 where both are -inf.
   static double scale_from(float from, float to) {
     return from == to ? 1.0 : ::exp(static_cast<double>(from) - static_cast<double>(to));
@@ -119,24 +200,22 @@ struct AttendTotals {
     s.omega_squared += squared * from.omega_squared;
     s.spread += squared * from.spread;
     s.spread_square += squared * from.spread_square;
+    const double fourth = squared * squared;
+    s.spread_2 += fourth * from.spread_2;
+    s.spread_2_square += fourth * from.spread_2_square;
+    s.spread_2_fourth += fourth * from.spread_2_fourth;
+    s.largest_omega = larger(s.largest_omega, factor * from.largest_omega);
+    s.largest_value = larger(s.largest_value, factor * from.largest_value);
     s.inverse_pi += from.inverse_pi;
     s.inverse_pi_variance += from.inverse_pi_variance;
     s.exact += from.exact;
     s.drawn += from.drawn;
   }
 
-  [[nodiscard]] HeadReport report(int g, const AttentionState& state) const {
+  [[nodiscard]] HeadReport report(int g, const AttentionState& state,
+                                  const ErrorSketch* sketch) const {
     const AttendSums& s = sums[g];
-    double cross = 0.0;
-    double square = 0.0;
-    for (std::size_t j = 0; j < state.out.size(); ++j) {
-      const auto out = static_cast<double>(state.out[j]);
-      cross += out * spread_values[std::int64_t{g} * value_dim + static_cast<std::int64_t>(j)];
-      square += out * out;
-    }
-    // sum spread |v - out|^2, expanded; rounding may push it below 0.
-    const double error = s.spread_square - 2.0 * cross + s.spread * square;
-    const double relative = ::sqrt(error > 0.0 ? error : 0.0) / (s.weight * ::sqrt(square));
+    const OutputError off = error(g, state.out, sketch);
     const double surplus = s.inverse_pi - static_cast<double>(*indexed);
     return {.exact = s.exact,
             .drawn = s.drawn,
@@ -145,11 +224,15 @@ struct AttendTotals {
             .effective_sample_size = s.omega_squared > 0.0
                                          ? static_cast<float>(s.omega * s.omega / s.omega_squared)
                                          : 0.0F,
-            .relative_error = static_cast<float>(relative),
+            .relative_error = static_cast<float>(::sqrt(off.trace)),
+            .error_95 = static_cast<float>(off.normal(0.05)),
             .estimated_tokens = static_cast<float>(s.inverse_pi),
             .alarm = s.inverse_pi_variance > 0.0
                          ? static_cast<float>(surplus / ::sqrt(s.inverse_pi_variance))
-                         : 0.0F};
+                         : 0.0F,
+            .promise = looks->outcome,
+            .looks = looks->count,
+            .rows_reread = looks->reread};
   }
 };
 

@@ -15,9 +15,10 @@ struct Budget {
   double fraction = 0.0;  ///< in (0, 1], used when `tokens` is 0
   TokenId tokens = 0;     ///< more than the range means all of it
 
-  /// Rows for a range of n tokens: at least 1 and at most n, 0 for an empty range.
-  [[nodiscard]] TokenId of(TokenId n) const {
-    const double wanted = tokens > 0 ? tokens : ::ceil(fraction * n);
+  /// Rows for a range of n tokens, doubled so often: at least 1 and at most n, 0 for an empty
+  /// range.
+  [[nodiscard]] TokenId of(TokenId n, int doublings = 0) const {
+    const double wanted = ::ldexp(tokens > 0 ? tokens : ::ceil(fraction * n), doublings);
     return wanted >= n ? n : static_cast<TokenId>(wanted);
   }
 

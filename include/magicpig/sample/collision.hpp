@@ -77,6 +77,8 @@ struct CollisionConfig {
 class Collisions {
  public:
   static constexpr bool kUnbiased = true;
+  /// Keys that are alike share buckets, so that they are drawn together.
+  static constexpr bool kClustered = true;
 
   /// Tabulates the curve for the K, L and collision probability of `family`; draws are only valid
   /// on indexes of such a family. Errors: t outside [1, 3] or above L, r outside [0, K], memory.

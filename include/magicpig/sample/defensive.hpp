@@ -45,6 +45,7 @@ template <class Sampler>
 class Defensive {
  public:
   static constexpr bool kUnbiased = true;
+  static constexpr bool kClustered = !error_is_told<Sampler>();
 
   /// Error: as Uniform.
   [[nodiscard]] static Result<Defensive> create(Sampler sampler, const Budget& budget) noexcept {

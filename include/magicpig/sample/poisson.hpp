@@ -20,6 +20,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Source: Horvitz and Thompson 1952; pi proportional to size, Hajek 1964.
 class PoissonSelection : public UnbiasedSelection {
  public:
+  static constexpr bool kIndependent = true;
+
   template <class Input>
   explicit PoissonSelection(const Input& input) : stream_(input.noise_for(Purpose::kPoisson)) {}
 

@@ -28,6 +28,25 @@ concept SamplerOver = Index<I> &&
   sampler.template draw<Ops>(input, scratch);
 };
 
+/// Whether a promise (estimate/promise.hpp) may rest on a sampler's draws, which its kVerifiable
+/// says: sum (1 - pi) omega^2 |v - out|^2 over the draw does not fall short of the variance in the
+/// mean, as for tokens drawn independently or uniformly, and a draw of more doublings for the same
+/// noise contains those of fewer.
+template <class S>
+[[nodiscard]] constexpr bool verifiable() {
+  if constexpr (requires { S::kVerifiable; }) return S::kVerifiable;
+  return false;
+}
+
+/// Whether probabilities alone tell how far a draw may be off: not where tokens come in clusters, as
+/// a sampler's kClustered says, and not where some are left out.
+template <class S>
+[[nodiscard]] constexpr bool error_is_told() {
+  if constexpr (requires { S::kClustered; }) return !S::kClustered;
+  if constexpr (requires { S::kUnbiased; }) return S::kUnbiased;
+  return false;
+}
+
 /// Whether a sampler can draw from an index: what its `supports(index)` says, where it has one.
 /// Samplers that look at more than the range of an index have one, and decode() asks it first.
 template <class Sampler, Index IndexType>

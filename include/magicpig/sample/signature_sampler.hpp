@@ -49,6 +49,7 @@ template <class Ops>
 /// What selections that draw each token with its probability have in common.
 struct UnbiasedSelection {
   static constexpr bool kUnbiased = true;
+  static constexpr bool kIndependent = false;
 
   template <class Ops>
   [[nodiscard]] static std::uint64_t expected(const std::int16_t* scores, int n,
@@ -75,6 +76,7 @@ template <class Selection>
 class SignatureSampler {
  public:
   static constexpr bool kUnbiased = Selection::kUnbiased;
+  static constexpr bool kVerifiable = Selection::kUnbiased && Selection::kIndependent;
   /// Blocks that decide about tau.
   static constexpr int kPilotBlocks = 64;
 
@@ -135,7 +137,7 @@ class SignatureSampler {
   [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, Signatures<Q>>& input,
                                                 Scratch& scratch) const {
     const TokenRange range = input.index.indexed();
-    const TokenId budget = config_.budget.of(range.size());
+    const TokenId budget = config_.budget.of(range.size(), input.doublings);
     if (budget == range.size() || longest_ < 0) return everything(range, scratch);
     return Scan<Ops, Source, Q>(*this, input, scratch).draw(budget);
   }

@@ -20,6 +20,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 class TopScoresSelection {
  public:
   static constexpr bool kUnbiased = false;
+  static constexpr bool kIndependent = false;
 
   template <class Input>
   explicit TopScoresSelection(const Input&) {}
