@@ -80,11 +80,20 @@ template <Executor E>
   return reference;
 }
 
+/// What a decode step reads for one KV head beside the rows that it attends to.
+struct IndexReads {
+  double bytes_per_token = 0.0;  ///< of all indexed tokens: a scan
+  double bytes_per_row = 0.0;    ///< of each token that is attended to
+  /// Bytes of lookups, [queries, kv_heads]; empty for none.
+  std::vector<double> lookups = {};
+};
+
 /// What one setting of one method did on one capture, over seeds, queries and heads.
 struct Outcome {
   std::vector<double> errors;          ///< relative L2, one per seed, query and query head
   std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
+  std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;
 };
@@ -113,6 +122,7 @@ struct ResultRow {
   std::string setting;
   double rows = 0.0;
   double index_bytes_per_token = 0.0;
+  double bytes_read_per_token = 0.0;
   double error_mean = 0.0;
   double error_median = 0.0;
   double error_p95 = 0.0;
@@ -126,6 +136,7 @@ struct ResultRow {
 inline void summarise(const Outcome& outcome, std::size_t seeds, ResultRow& row) {
   row.rows = mean(outcome.rows);
   row.index_bytes_per_token = outcome.index_bytes_per_token;
+  row.bytes_read_per_token = mean(outcome.bytes_read);
   row.error_mean = mean(outcome.errors);
   const std::span<const double> errors(outcome.errors);
   const std::size_t each = errors.size() / seeds;

@@ -263,6 +263,13 @@ class Trial {
                                      workbench_.capture().shape().kv_heads;
   }
 
+  /// Notes what decode() reads of the index. Without this it reads nothing but rows.
+  void note_index_reads(IndexReads reads) { index_reads_ = std::move(reads); }
+  /// The same for a method that looks at every key before it chooses, at 2 bytes per scalar.
+  void note_every_key() {
+    note_index_reads({.bytes_per_token = 2.0 * workbench_.capture().shape().head_dim});
+  }
+
  private:
   static constexpr int kTimings = 5;
 
@@ -312,10 +319,19 @@ class Trial {
       // Exact attention reads the middle, too: what it took exactly beyond the window around it.
       const int row = workbench_.rows()[i / heads];
       const std::int64_t window = workbench_.capture().visible(row) - middle;
-      outcome_.rows.push_back(
-          static_cast<double>(reports[i].rows_read + reports[i].exact - window) /
-          static_cast<double>(middle));
+      const auto rows = static_cast<double>(reports[i].rows_read + reports[i].exact - window);
+      outcome_.rows.push_back(rows / static_cast<double>(middle));
+      outcome_.bytes_read.push_back(bytes_read(rows, i / group) / static_cast<double>(middle));
     }
+  }
+
+  // Bytes of `rows` keys and values at 2 per scalar and of the index, for one query and KV head:
+  // number `at` of [queries, kv_heads].
+  [[nodiscard]] double bytes_read(double rows, std::size_t at) const {
+    const Shape& shape = workbench_.capture().shape();
+    const double row = 2.0 * (shape.head_dim + shape.value_dim) + index_reads_.bytes_per_row;
+    const double lookups = index_reads_.lookups.empty() ? 0.0 : index_reads_.lookups[at];
+    return rows * row + index_reads_.bytes_per_token * workbench_.middle().size() + lookups;
   }
 
   // Time of one worker per KV head and query, the least so far: all workers are busy with the tasks
@@ -332,6 +348,7 @@ class Trial {
   Workbench& workbench_;
   Config config_;
   Outcome& outcome_;
+  IndexReads index_reads_;
 };
 
 }  // namespace magicpig::bench

@@ -58,6 +58,7 @@ TEST_SUITE("Comparison") {
     const Outcome outcome{.errors = {0.1, 0.2, 0.6},
                           .lse_errors = {1.0, 3.0},
                           .rows = {0.02, 0.04},
+                          .bytes_read = {10.0, 14.0},
                           .index_bytes_per_token = 300.0,
                           .us_per_kv_head = 9.0};
     ResultRow row;
@@ -70,6 +71,7 @@ TEST_SUITE("Comparison") {
     CHECK(row.lse_error_mean == 2.0);
     CHECK(row.rows == doctest::Approx(0.03));
     CHECK(row.index_bytes_per_token == 300.0);
+    CHECK(row.bytes_read_per_token == 12.0);
     CHECK(row.us_per_kv_head == 9.0);
     CHECK(row.capture == "a");
   }
