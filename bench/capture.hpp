@@ -65,6 +65,13 @@ class Capture {
         static_cast<std::size_t>(shape_.query_heads) * static_cast<std::size_t>(shape_.head_dim);
     return std::span(queries_).subspan(static_cast<std::size_t>(row) * size, size);
   }
+  /// Makes the context shorter: as if the tokens of `range`, before the first query row's, had
+  /// never been there. Those behind them keep their keys, rotary embedding included.
+  void forget(TokenRange range) {
+    std::visit([&](auto& arrays) { arrays.forget(shape_, tokens_, range); }, arrays_);
+    tokens_ -= range.size();
+  }
+
   /// Tokens that query row i sees.
   [[nodiscard]] TokenId visible(int row) const { return tokens_ - query_rows_ + row + 1; }
   /// body(StridedKeyValues<T>) over this capture's memory, T the type of keys and values.
@@ -79,6 +86,18 @@ class Capture {
   struct Arrays {
     std::vector<T> keys;    // [kv_heads, n, head_dim]
     std::vector<T> values;  // [kv_heads, n, value_dim]
+
+    void forget(const Shape& shape, TokenId tokens, TokenRange range) {
+      for (int h = shape.kv_heads - 1; h >= 0; --h) {
+        const auto erase = [&](std::vector<T>& rows, int dim) {
+          const std::int64_t head = std::int64_t{h} * tokens;
+          rows.erase(rows.begin() + (head + range.begin) * dim,
+                     rows.begin() + (head + range.end) * dim);
+        };
+        erase(keys, shape.head_dim);
+        erase(values, shape.value_dim);
+      }
+    }
 
     [[nodiscard]] StridedKeyValues<T> view(const Shape& shape, TokenId tokens) const {
       return *StridedKeyValues<T>::head_major(keys.data(), values.data(), shape, tokens);

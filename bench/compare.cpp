@@ -24,6 +24,7 @@ struct Options {
   int seeds = 5;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string json;
+  TokenId context = 0;
   TrialConfig trial;
 };
 
@@ -48,7 +49,9 @@ std::string describe_methods() {
   }
   return text +
          "Rows are fractions of the tokens between sink and local window, read per KV head.\n"
-         "Errors are relative L2 against attention in double precision. Time is that of\n"
+         "Bytes are those a step reads of index and rows, keys and values at 2 per scalar, over\n"
+         "those tokens. Errors are relative L2 against attention in double precision. Time is that "
+         "of\n"
          "one thread for one query and KV head.\n";
 }
 
@@ -78,6 +81,10 @@ void declare(CLI::App& app, Options& options) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--local", options.trial.local, "tokens before the query rows that stay exact")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--context", options.context,
+                 "tokens of context to keep: the first of --sink and the newest; 0 for all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--json", options.json, "file to write the results to");
@@ -131,8 +138,18 @@ nlohmann::ordered_json parameters_of(const Options& options) {
           {"seeds", options.seeds},
           {"queries", options.trial.queries},
           {"threads", options.threads},
+          {"context", options.context},
           {"sink", options.trial.sink},
           {"local", options.trial.local}};
+}
+
+// Keeps the newest --context tokens, and at least the rows that are asked.
+void shorten(const Options& options, Capture& capture) {
+  const TokenId least = options.trial.sink + capture.query_rows();
+  const TokenId kept = options.context > least ? options.context : least;
+  if (options.context == 0 || kept >= capture.tokens()) return;
+  capture.forget(
+      {.begin = options.trial.sink, .end = options.trial.sink + capture.tokens() - kept});
 }
 
 // The tables of all captures, then their mean, then the JSON.
@@ -144,8 +161,9 @@ Status run(const Options& options) {
   std::vector<ResultRow> results;
   for (const std::string& path : options.captures) {
     const std::string name = std::filesystem::path(path).stem().string();
-    const Result<Capture> capture = Capture::read(path);
+    Result<Capture> capture = Capture::read(path);
     if (!capture.ok()) return capture.status();
+    shorten(options, *capture);
     auto workbench = Workbench::create(*capture, options.trial, **pool);
     if (!workbench.ok()) return workbench.status();
     const std::size_t before = results.size();

@@ -80,14 +80,26 @@ template <Executor E>
   return reference;
 }
 
+/// What a decode step reads for one KV head beside the rows that it attends to.
+struct IndexReads {
+  double bytes_per_token = 0.0;  ///< of all indexed tokens: a scan
+  double bytes_per_row = 0.0;    ///< of each token that is attended to
+  /// Bytes of lookups, [queries, kv_heads]; empty for none.
+  std::vector<double> lookups = {};
+};
+
 /// What one setting of one method did on one capture, over seeds, queries and heads.
 struct Outcome {
-  std::vector<double> errors;          ///< relative L2, one per seed, query and query head
+  std::vector<double> errors;  ///< relative L2, one per seed, query and query head
+  /// Sums over seeds of (output - exact output) / |exact output|, [queries, query_heads,
+  /// value_dim].
+  std::vector<double> error_sums;
   std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
   std::vector<double> bounds_95;       ///< of the error, as reported; likewise
   std::vector<double> looks;           ///< of a promise, one per seed, query and KV head
   std::vector<double> dense;           ///< 1 where it took every token, else 0; likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
+  std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;
 };
@@ -116,7 +128,11 @@ struct ResultRow {
   std::string setting;
   double rows = 0.0;
   double index_bytes_per_token = 0.0;
+  double bytes_read_per_token = 0.0;
   double error_mean = 0.0;
+  /// |mean over seeds of the output - exact| / |exact|, mean over queries and heads: the bias, and
+  /// what is left of the spread, which falls with the root of the seeds.
+  double bias_mean = 0.0;
   double error_median = 0.0;
   double error_p95 = 0.0;
   double lse_error_mean = 0.0;
@@ -129,12 +145,23 @@ struct ResultRow {
 inline void summarise(const Outcome& outcome, std::size_t seeds, ResultRow& row) {
   row.rows = mean(outcome.rows);
   row.index_bytes_per_token = outcome.index_bytes_per_token;
+  row.bytes_read_per_token = mean(outcome.bytes_read);
   row.error_mean = mean(outcome.errors);
   const std::span<const double> errors(outcome.errors);
   const std::size_t each = errors.size() / seeds;
   for (std::size_t s = 0; s < seeds; ++s) {
     row.error_by_seed.push_back(mean(errors.subspan(s * each, each)));
   }
+  std::vector<double> biases;
+  for (std::size_t i = 0; i < each; ++i) {
+    const std::size_t dim = outcome.error_sums.size() / each;
+    double square = 0.0;
+    for (const double sum : std::span(outcome.error_sums).subspan(i * dim, dim)) {
+      square += sum * sum;
+    }
+    biases.push_back(std::sqrt(square) / static_cast<double>(seeds));
+  }
+  row.bias_mean = mean(biases);
   row.error_median = quantile(outcome.errors, 0.5);
   row.error_p95 = quantile(outcome.errors, 0.95);
   row.lse_error_mean = mean(outcome.lse_errors);

@@ -15,16 +15,17 @@
 namespace magicpig::bench {
 
 inline void print_heading() {
-  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %9s %9s\n", "method", "setting", "rows", "index",
-              "error", "error", "error", "lse error", "time");
-  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %9s %9s\n", "", "", "%", "B/token", "mean",
-              "median", "p95", "mean", "us");
+  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %8s %9s %9s\n", "method", "setting", "rows",
+              "index", "bytes", "error", "error", "error", "lse error", "time");
+  std::printf("  %-18s %-29s %7s %8s %8s %8s %8s %8s %9s %9s\n", "", "", "%", "B/token", "read",
+              "mean", "median", "p95", "mean", "us");
 }
 
 inline void print_row(const ResultRow& row) {
-  std::printf("  %-18s %-29s %7.2f %8.1f %8.4f %8.4f %8.4f %9.4f %9.1f\n", row.method.c_str(),
-              row.setting.c_str(), 100.0 * row.rows, row.index_bytes_per_token, row.error_mean,
-              row.error_median, row.error_p95, row.lse_error_mean, row.us_per_kv_head);
+  std::printf("  %-18s %-29s %7.2f %8.1f %8.2f %8.4f %8.4f %8.4f %9.4f %9.1f\n", row.method.c_str(),
+              row.setting.c_str(), 100.0 * row.rows, row.index_bytes_per_token,
+              row.bytes_read_per_token, row.error_mean, row.error_median, row.error_p95,
+              row.lse_error_mean, row.us_per_kv_head);
 }
 
 /// The results of one capture, or of all of them, under a title.
@@ -49,9 +50,9 @@ inline void print_block(const std::string& title, std::span<const ResultRow> row
     for (const ResultRow& row : rows) {
       if (row.method != first.method || row.setting != first.setting) continue;
       for (double ResultRow::*figure :
-           {&ResultRow::rows, &ResultRow::index_bytes_per_token, &ResultRow::error_mean,
-            &ResultRow::error_median, &ResultRow::error_p95, &ResultRow::lse_error_mean,
-            &ResultRow::us_per_kv_head}) {
+           {&ResultRow::rows, &ResultRow::index_bytes_per_token, &ResultRow::bytes_read_per_token,
+            &ResultRow::error_mean, &ResultRow::bias_mean, &ResultRow::error_median,
+            &ResultRow::error_p95, &ResultRow::lse_error_mean, &ResultRow::us_per_kv_head}) {
         sum.*figure += row.*figure / count;
       }
     }
@@ -70,7 +71,9 @@ inline void print_block(const std::string& title, std::span<const ResultRow> row
                        {"setting", row.setting},
                        {"rows", row.rows},
                        {"index_bytes_per_token", row.index_bytes_per_token},
+                       {"bytes_read_per_token", row.bytes_read_per_token},
                        {"error_mean", row.error_mean},
+                       {"bias_mean", row.bias_mean},
                        {"error_median", row.error_median},
                        {"error_p95", row.error_p95},
                        {"lse_error_mean", row.lse_error_mean},

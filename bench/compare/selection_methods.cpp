@@ -22,6 +22,8 @@ std::vector<Setting> quest_settings(std::span<const double> rows) {
         const auto pages = trial.workbench().pages(page, trial.seed());
         if (!pages.ok()) return pages.status();
         trial.note_index_bytes((*pages)->index->bytes());
+        trial.note_index_reads(
+            {.bytes_per_token = PageBounds<fp16>::bytes_per_token((*pages)->index->dim(), page)});
         const auto sampler =
             Quest::create({.fraction = fraction}, PageScores((*pages)->index->dim()));
         if (!sampler.ok()) return sampler.status();
@@ -45,6 +47,7 @@ std::vector<Setting> socket_settings(std::span<const double> rows) {
         const auto hashed = trial.workbench().hash_codes(bits, 60, centred, trial.seed());
         if (!hashed.ok()) return hashed.status();
         trial.note_index_bytes((*hashed)->index->bytes());
+        trial.note_index_reads({.bytes_per_token = 60.0 * sizeof(Code) + sizeof(float)});
         const auto scores = SoftCollisions<SimHash>::create(*(*hashed)->family);
         if (!scores.ok()) return scores.status();
         const auto sampler = TopK<SoftCollisions<SimHash>>::create({.fraction = fraction}, *scores);

@@ -16,11 +16,19 @@
 namespace magicpig::bench {
 namespace {
 
+// Every draw scans all codes, factors and norms.
+template <class Quantiser>
+void note_signatures(const Codes<Quantiser>& codes, Trial& trial) {
+  trial.note_index_bytes(codes.index->bytes());
+  trial.note_index_reads({.bytes_per_token = static_cast<double>(
+                              codes.index->bytes_per_token(codes.quantiser->shape(), true))});
+}
+
 template <class Sampler, class Quantiser>
 Status run_signatures(int bits, const SignatureSamplerConfig& config, Trial& trial) {
   const auto codes = trial.workbench().codes<Quantiser>(bits, trial.seed());
   if (!codes.ok()) return codes.status();
-  trial.note_index_bytes((*codes)->index->bytes());
+  note_signatures(**codes, trial);
   const auto sampler = Sampler::create(*(*codes)->quantiser, config);
   if (!sampler.ok()) return sampler.status();
   return trial.decode(*sampler, *(*codes)->index);
@@ -80,7 +88,7 @@ std::vector<Setting> estimated_top_p_settings(std::span<const double>) {
                           const auto codes =
                               trial.workbench().codes<HadamardQuantiser>(4, trial.seed());
                           if (!codes.ok()) return codes.status();
-                          trial.note_index_bytes((*codes)->index->bytes());
+                          note_signatures(**codes, trial);
                           const auto sampler =
                               TopP<CodeScores>::create(p, CodeScores(*(*codes)->quantiser));
                           if (!sampler.ok()) return sampler.status();

@@ -265,6 +265,13 @@ class Trial {
                                      workbench_.capture().shape().kv_heads;
   }
 
+  /// Notes what decode() reads of the index. Without this it reads nothing but rows.
+  void note_index_reads(IndexReads reads) { index_reads_ = std::move(reads); }
+  /// The same for a method that looks at every key before it chooses, at 2 bytes per scalar.
+  void note_every_key() {
+    note_index_reads({.bytes_per_token = 2.0 * workbench_.capture().shape().head_dim});
+  }
+
  private:
   static constexpr int kTimings = 5;
 
@@ -309,18 +316,39 @@ class Trial {
       const std::size_t dim = states[i].out.size();
       outcome_.errors.push_back(
           relative_error(states[i].out, std::span(exact.outputs).subspan(i * dim, dim)));
+      note_difference(i, states[i].out, std::span(exact.outputs).subspan(i * dim, dim));
       outcome_.bounds_95.push_back(static_cast<double>(reports[i].error_95));
       outcome_.lse_errors.push_back(std::fabs(static_cast<double>(states[i].lse) - exact.lse[i]));
       if (i % group != 0) continue;
       // Exact attention reads the middle, too: what it took exactly beyond the window around it.
       const int row = workbench_.rows()[i / heads];
       const std::int64_t window = workbench_.capture().visible(row) - middle;
-      outcome_.rows.push_back(
-          static_cast<double>(reports[i].rows_read + reports[i].exact - window) /
-          static_cast<double>(middle));
+      const auto rows = static_cast<double>(reports[i].rows_read + reports[i].exact - window);
+      outcome_.rows.push_back(rows / static_cast<double>(middle));
+      outcome_.bytes_read.push_back(bytes_read(rows, i / group) / static_cast<double>(middle));
       outcome_.looks.push_back(reports[i].looks);
       outcome_.dense.push_back(reports[i].promise == PromiseOutcome::kDense ? 1.0 : 0.0);
     }
+  }
+
+  // Adds what output number `at` is off by, relative to the exact one's length.
+  void note_difference(std::size_t at, std::span<const float> out, std::span<const double> exact) {
+    std::vector<double>& sums = outcome_.error_sums;
+    if (sums.size() < (at + 1) * out.size()) sums.resize((at + 1) * out.size());
+    double square = 0.0;
+    for (const double x : exact) square += x * x;
+    for (std::size_t j = 0; j < out.size(); ++j) {
+      sums[at * out.size() + j] += (static_cast<double>(out[j]) - exact[j]) / std::sqrt(square);
+    }
+  }
+
+  // Bytes of `rows` keys and values at 2 per scalar and of the index, for one query and KV head:
+  // number `at` of [queries, kv_heads].
+  [[nodiscard]] double bytes_read(double rows, std::size_t at) const {
+    const Shape& shape = workbench_.capture().shape();
+    const double row = 2.0 * (shape.head_dim + shape.value_dim) + index_reads_.bytes_per_row;
+    const double lookups = index_reads_.lookups.empty() ? 0.0 : index_reads_.lookups[at];
+    return rows * row + index_reads_.bytes_per_token * workbench_.middle().size() + lookups;
   }
 
   // Time of one worker per KV head and query, the least so far: all workers are busy with the tasks
@@ -337,6 +365,7 @@ class Trial {
   Workbench& workbench_;
   Config config_;
   Outcome& outcome_;
+  IndexReads index_reads_;
 };
 
 }  // namespace magicpig::bench

@@ -135,6 +135,35 @@ TEST_SUITE("Capture") {
     }
   }
 
+  TEST_CASE("forgets a range of tokens and keeps the others as they were") {
+    Result<Capture> capture = parse(File().bytes());
+    const Result<Capture> whole = parse(File().bytes());
+    REQUIRE(capture.ok());
+    const magicpig::TokenRange range{1, 3};
+    capture->forget(range);
+    CHECK(capture->tokens() == kTokens - 2);
+    CHECK(capture->visible(0) == whole->visible(0) - 2);
+    CHECK(capture->query(0)[0] == whole->query(0)[0]);
+    capture->with_key_values([&](const auto& kept) {
+      CHECK(kept.tokens() == kTokens - 2);
+      whole->with_key_values([&](const auto& all) {
+        for (int h = 0; h < kKvHeads; ++h) {
+          for (int t = 0; t < kTokens - 2; ++t) {
+            const int from = t < range.begin ? t : t + 2;
+            for (int j = 0; j < kHeadDim; ++j) {
+              CHECK(magicpig::to_float(kept.key(h, t)[j]) ==
+                    magicpig::to_float(all.key(h, from)[j]));
+            }
+            for (int j = 0; j < kValueDim; ++j) {
+              CHECK(magicpig::to_float(kept.value(h, t)[j]) ==
+                    magicpig::to_float(all.value(h, from)[j]));
+            }
+          }
+        }
+      });
+    });
+  }
+
   TEST_CASE("takes keys and values of different types") {
     File file("F16");
     const File wide("F32");

@@ -14,12 +14,14 @@ SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
 NO_INDEX = ["exact", "topk", "top_p", "uniform", "oracle_multinomial", "oracle_ht"]
 METHODS = [*NO_INDEX, "magicpig", "tables", "signatures", "trained_signatures", "signature_draws", "top_p_estimated",
-           "quest", "socket"]
+           "quest", "socket", "vattention", "uniform_tail"]
 NO_SEED = ("exact", "topk", "top_p", "quest")
 FIGURES = [
     "rows",
     "index_bytes_per_token",
+    "bytes_read_per_token",
     "error_mean",
+    "bias_mean",
     "error_median",
     "error_p95",
     "lse_error_mean",
@@ -82,10 +84,34 @@ class Contract:
         assert [r["method"] for r in results] == ["exact", *["topk"] * 2, *["oracle_ht"] * 2]
         exact, *rest = results
         # Float sums of 700 terms against double; 1e-5 is 100 roundings.
+        row_bytes = 2 * 2 * DIM
+        assert exact["bytes_read_per_token"] == row_bytes
         assert exact["rows"] == 1 and exact["error_p95"] < 1e-5 and exact["lse_error_mean"] < 1e-5
         for result, fraction in zip(rest[:2], (0.02, 0.1)):
             assert abs(result["rows"] - math.ceil(fraction * MIDDLE) / MIDDLE) < 1e-9, result
+            # Every key is looked at before rows are chosen.
+            assert abs(result["bytes_read_per_token"] - row_bytes / 2 - row_bytes * result["rows"]) < 1e-9, result
         assert rest[0]["error_mean"] > rest[1]["error_mean"] > 0
+
+    def check_bytes_read(self):
+        results, _ = self.results("--methods", "uniform,signatures,quest,socket,tables", "--rows", "0.05", "--seeds", 1)
+        for result in results:
+            rows = 4 * DIM * result["rows"]
+            index = result["bytes_read_per_token"] - rows
+            setting = dict(part.split("=") for part in result["setting"].split() if "=" in part)
+            if result["method"] == "tables":
+                # Some of the 2 L bytes of ids, offsets, and 4 bytes for the norm of each row.
+                most = int(setting["L"]) * 2 + 4 * result["rows"]
+                offsets = HEADS // KV_HEADS * 4 * int(setting["L"]) * (1 + 14) / MIDDLE
+                assert 0 < index < most + offsets, result
+                continue
+            expected = {
+                "uniform": lambda: 0,
+                "signatures": lambda: int(setting["bits"]) * DIM / 8 + 4,
+                "quest": lambda: 4 * DIM / int(setting["page"]),
+                "socket": lambda: 2 * int(setting["L"]) + 4,
+            }[result["method"]]()
+            assert abs(index - expected) < 1e-9, result
 
     def check_reproducible(self):
         options = ("--methods", "topk,uniform,oracle_multinomial,magicpig", "--rows", 0.05)
@@ -135,6 +161,7 @@ def main():
         contract = Contract(program, folder)
         contract.check_all_methods()
         contract.check_budgets()
+        contract.check_bytes_read()
         contract.check_reproducible()
         contract.check_refusals()
     print("the contract holds")

@@ -56,8 +56,10 @@ TEST_SUITE("Comparison") {
 
   TEST_CASE("summarises errors by their mean, median and 95th percentile") {
     const Outcome outcome{.errors = {0.1, 0.2, 0.6},
+                          .error_sums = {0.3, -0.4},
                           .lse_errors = {1.0, 3.0},
                           .rows = {0.02, 0.04},
+                          .bytes_read = {10.0, 14.0},
                           .index_bytes_per_token = 300.0,
                           .us_per_kv_head = 9.0};
     ResultRow row;
@@ -65,11 +67,13 @@ TEST_SUITE("Comparison") {
     magicpig::bench::summarise(outcome, 3, row);
     CHECK(row.error_by_seed == std::vector<double>{0.1, 0.2, 0.6});
     CHECK(row.error_mean == doctest::Approx(0.3));
+    CHECK(row.bias_mean == doctest::Approx(0.5 / 3.0));
     CHECK(row.error_median == 0.2);
     CHECK(row.error_p95 == doctest::Approx(0.56));
     CHECK(row.lse_error_mean == 2.0);
     CHECK(row.rows == doctest::Approx(0.03));
     CHECK(row.index_bytes_per_token == 300.0);
+    CHECK(row.bytes_read_per_token == 12.0);
     CHECK(row.us_per_kv_head == 9.0);
     CHECK(row.capture == "a");
   }
