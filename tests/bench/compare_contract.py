@@ -113,6 +113,23 @@ class Contract:
             }[result["method"]]()
             assert abs(index - expected) < 1e-9, result
 
+    def check_context(self):
+        """A shorter context has fewer tokens between sink and window, and its own exact attention."""
+        options = ("--methods", "exact,topk", "--rows", 0.1, "--context")
+        for context in (TOKENS - 300, TOKENS, 10 * TOKENS):
+            (exact, top_k), _ = self.results(*options, context)
+            middle = MIDDLE - max(0, TOKENS - context)
+            assert exact["error_p95"] < 1e-5
+            assert abs(top_k["rows"] - math.ceil(0.1 * middle) / middle) < 1e-9, top_k
+        done = self.run(self.capture, *options, 10)
+        assert done.returncode == 2 and "no token lies between" in done.stderr, done.stderr
+
+    def check_biases(self):
+        """The mean over seeds is off by the whole error where nothing is drawn, and by less where something is."""
+        (top_k, uniform), _ = self.results("--methods", "topk,uniform", "--rows", 0.2, "--seeds", 30)
+        assert abs(top_k["bias_mean"] - top_k["error_mean"]) < 1e-9
+        assert uniform["bias_mean"] < uniform["error_mean"] / 3
+
     def check_reproducible(self):
         options = ("--methods", "topk,uniform,oracle_multinomial,magicpig", "--rows", 0.05)
         runs = [self.results(*options, "--threads", n, "--seeds", 2)[0] for n in (1, 3)]
@@ -162,6 +179,8 @@ def main():
         contract.check_all_methods()
         contract.check_budgets()
         contract.check_bytes_read()
+        contract.check_context()
+        contract.check_biases()
         contract.check_reproducible()
         contract.check_refusals()
     print("the contract holds")
