@@ -25,11 +25,14 @@ STYLES = {
     "top_p_estimated": ("top p, logits by 4-bit codes", "#999999", "d", "--"),
     "quest": ("Quest, pages of 16, 32, 64", "#8C510A", "h", "none"),
     "socket": ("SOCKET, 60 tables", "#5E3C99", "p", "none"),
+    "vattention": ("vAttention, 2-bit codes", "#44AA99", "8", "none"),
+    "uniform_tail": ("half top, half uniform", "#44AA99", "H", "--"),
     "signature_draws": ("signatures, other draws", "#CC79A7", "X", "none"),
 }
 # For methods that this file does not know yet.
 SPARE = [("#332288", "8"), ("#882255", "H")]
 EXACT = "exact"
+FIGURES = ("rows", "bytes_read_per_token", "error_mean", "bias_mean")
 COLUMNS = (4, 3)
 X_TITLE = "rows read per KV head, % of the tokens between sink and window"
 Y_TITLE = "error of the output, relative L2"
@@ -53,9 +56,10 @@ def mean_over_captures(results):
     return [
         {
             "method": method,
-            **{name: sum(r[name] for r in group) / len(group) for name in ("rows", "error_mean")},
+            "setting": setting,
+            **{name: sum(r[name] for r in group) / len(group) for name in FIGURES},
         }
-        for (method, _), group in groups.items()
+        for (method, setting), group in groups.items()
     ]
 
 
