@@ -78,9 +78,10 @@ void check_outputs(const float* found, const std::vector<double>& expected) {
 // Both sides of a hash of two KV heads against the oracle, on every backend, 5 keys at once.
 void check_hash(const std::vector<LearnedLayer>& keys, const std::vector<LearnedLayer>& queries,
                 int query_networks) {
-  const auto hash =
-      LearnedHash::create({.kv_heads = 2, .key_layers = keys, .query_layers = queries,
-                           .query_networks = query_networks});
+  const auto hash = LearnedHash::create({.kv_heads = 2,
+                                         .key_layers = keys,
+                                         .query_layers = queries,
+                                         .query_networks = query_networks});
   REQUIRE(hash.ok());
   const int dim = hash->dim();
   CHECK(dim == keys.front().in);
@@ -165,7 +166,8 @@ TEST_CASE("LearnedHash.refuses_what_is_no_network") {
   CHECK(of_layers({}, kInvalid) == "0 key layers: 1 to 8 are possible");
   CHECK(of_layers(std::vector<LearnedLayer>(9, good), kInvalid) ==
         "9 key layers: 1 to 8 are possible");
-  CHECK(of_layers({last, good}, kShape) == "key layer 1: in 8 is not the out 6 of the layer before");
+  CHECK(of_layers({last, good}, kShape) ==
+        "key layer 1: in 8 is not the out 6 of the layer before");
   LearnedLayer bad = good;
   bad.residual = true;
   CHECK(of_layers({bad}, kShape) == "key layer 0: residual, but in 8 is not out 12");

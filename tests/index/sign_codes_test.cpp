@@ -106,8 +106,8 @@ TEST_CASE("SignCodes.keep_what_they_had_when_something_is_refused") {
   Problem<float> problem({.shape = kShape, .tokens = 400});
   SignCodes index(hash);
   REQUIRE(index.build(backend, problem.source(), {0, 270}).ok());
-  for (const float x : {std::numeric_limits<float>::quiet_NaN(),
-                        -std::numeric_limits<float>::infinity()}) {
+  for (const float x :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
     problem.key(0, 350)[4] = x;
     problem.key(1, 330)[2] = x;
     const Status refused = index.append(backend, problem.source(), 400);

@@ -31,8 +31,9 @@ struct LearnedLayer {
 /// The networks of a layer's heads. Spans are read by create() and not kept.
 struct LearnedHashConfig {
   int kv_heads = 1;
-  std::span<const LearnedLayer> key_layers = {};    ///< a network for each KV head
-  std::span<const LearnedLayer> query_layers = {};  ///< empty: queries go through the keys' networks
+  std::span<const LearnedLayer> key_layers = {};  ///< a network for each KV head
+  std::span<const LearnedLayer> query_layers =
+      {};                  ///< empty: queries go through the keys' networks
   int query_networks = 0;  ///< a multiple of kv_heads, such as query_heads; 0: kv_heads
 };
 

@@ -114,9 +114,8 @@ class SignCodes {
   }
   // Of one worker, whole cache lines: keys and what a network needs.
   [[nodiscard]] std::size_t scratch_floats() const {
-    const std::size_t floats =
-        static_cast<std::size_t>(kBatch) * static_cast<std::size_t>(dim()) +
-        hash_->scratch_floats(kBatch);
+    const std::size_t floats = static_cast<std::size_t>(kBatch) * static_cast<std::size_t>(dim()) +
+                               hash_->scratch_floats(kBatch);
     return (floats + 15) / 16 * 16;
   }
 
@@ -173,10 +172,11 @@ class SignCodes {
       }
     }
     if (!finite) return false;
-    const float* outputs = hash_->template key_outputs<Ops>(
-        kv_head, scratch, count, scratch + std::int64_t{kBatch} * dim());
-    const std::size_t place = at(t / kBlock, kv_head) + static_cast<std::size_t>(t % kBlock) *
-                                                            static_cast<std::size_t>(hash_->words());
+    const float* outputs = hash_->template key_outputs<Ops>(kv_head, scratch, count,
+                                                            scratch + std::int64_t{kBatch} * dim());
+    const std::size_t place =
+        at(t / kBlock, kv_head) +
+        static_cast<std::size_t>(t % kBlock) * static_cast<std::size_t>(hash_->words());
     hash_->pack(outputs, count, codes_.data() + place);
     return true;
   }

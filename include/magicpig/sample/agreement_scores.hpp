@@ -56,8 +56,8 @@ class AgreementScores {
     const int words = hash_->words();
     const std::int64_t n = input.index.indexed().size();
     for (int g = 0; g < group; ++g) {
-      const float* outputs = hash_->template query_outputs<Ops>(
-          input.kv_head, g, input.queries[g], scratch.outputs);
+      const float* outputs =
+          hash_->template query_outputs<Ops>(input.kv_head, g, input.queries[g], scratch.outputs);
       hash_->pack(outputs, 1, scratch.codes + std::int64_t{g} * words);
     }
     for (int g = 0; g < group; ++g) {
