@@ -190,41 +190,10 @@ class LearnedHash {
     };
 
     [[nodiscard]] Status add(const char* side, const LearnedLayer& layer) noexcept {
-      const int i = layers_;
-      if (layer.in < 1 || layer.in > kMaxDim || layer.out < 1 || layer.out > kMaxDim) {
-        return Status::error(ErrorCode::kInvalidArgument,
-                             "%s layer %d: in %d and out %d must lie in [1, %d]", side, i, layer.in,
-                             layer.out, kMaxDim);
-      }
-      if (i > 0 && layer.in != out()) {
-        return Status::error(ErrorCode::kShapeMismatch,
-                             "%s layer %d: in %d is not the out %d of the layer before", side, i,
-                             layer.in, out());
-      }
-      if (layer.residual && layer.in != layer.out) {
-        return Status::error(ErrorCode::kShapeMismatch,
-                             "%s layer %d: residual, but in %d is not out %d", side, i, layer.in,
-                             layer.out);
-      }
-      const auto outputs =
-          static_cast<std::size_t>(networks_) * static_cast<std::size_t>(layer.out);
-      const std::size_t weights = outputs * static_cast<std::size_t>(layer.in);
-      if (layer.weights.size() != weights ||
-          (!layer.biases.empty() && layer.biases.size() != outputs)) {
-        return Status::error(ErrorCode::kShapeMismatch,
-                             "%s layer %d: %zu weights and %zu biases; %d networks of %d x %d need "
-                             "%zu, and %zu or none",
-                             side, i, layer.weights.size(), layer.biases.size(), networks_,
-                             layer.out, layer.in, weights, outputs);
-      }
-      for (const auto& [numbers, what] :
-           {Named{layer.weights, "weight"}, Named{layer.biases, "bias"}}) {
-        for (std::size_t j = 0; j < numbers.size(); ++j) {
-          if (std::isfinite(numbers[j])) continue;
-          return Status::error(ErrorCode::kNonFinite, "%s layer %d: %s %zu is not finite", side, i,
-                               what, j);
-        }
-      }
+      Status status = check_shape(side, layer);
+      if (status.ok()) status = check_numbers(side, "weight", layer.weights);
+      if (status.ok()) status = check_numbers(side, "bias", layer.biases);
+      if (!status.ok()) return status;
       places_[layers_++] = {.in = layer.in,
                             .out = layer.out,
                             .silu = layer.silu,
@@ -235,10 +204,45 @@ class LearnedHash {
       return Status();
     }
 
-    struct Named {
-      std::span<const float> numbers;
-      const char* what;
-    };
+    [[nodiscard]] Status check_shape(const char* side, const LearnedLayer& layer) const noexcept {
+      if (layer.in < 1 || layer.in > kMaxDim || layer.out < 1 || layer.out > kMaxDim) {
+        return Status::error(ErrorCode::kInvalidArgument,
+                             "%s layer %d: in %d and out %d must lie in [1, %d]", side, layers_,
+                             layer.in, layer.out, kMaxDim);
+      }
+      if (layers_ > 0 && layer.in != out()) {
+        return Status::error(ErrorCode::kShapeMismatch,
+                             "%s layer %d: in %d is not the out %d of the layer before", side,
+                             layers_, layer.in, out());
+      }
+      if (layer.residual && layer.in != layer.out) {
+        return Status::error(ErrorCode::kShapeMismatch,
+                             "%s layer %d: residual, but in %d is not out %d", side, layers_,
+                             layer.in, layer.out);
+      }
+      const auto outputs =
+          static_cast<std::size_t>(networks_) * static_cast<std::size_t>(layer.out);
+      const std::size_t weights = outputs * static_cast<std::size_t>(layer.in);
+      if (layer.weights.size() == weights &&
+          (layer.biases.empty() || layer.biases.size() == outputs)) {
+        return Status();
+      }
+      return Status::error(ErrorCode::kShapeMismatch,
+                           "%s layer %d: %zu weights and %zu biases; %d networks of %d x %d need "
+                           "%zu, and %zu or none",
+                           side, layers_, layer.weights.size(), layer.biases.size(), networks_,
+                           layer.out, layer.in, weights, outputs);
+    }
+
+    [[nodiscard]] Status check_numbers(const char* side, const char* what,
+                                       std::span<const float> numbers) const noexcept {
+      for (std::size_t i = 0; i < numbers.size(); ++i) {
+        if (std::isfinite(numbers[i])) continue;
+        return Status::error(ErrorCode::kNonFinite, "%s layer %d: %s %zu is not finite", side,
+                             layers_, what, i);
+      }
+      return Status();
+    }
 
     void copy(const LearnedLayer& layer, const Place& place) {
       const float* weights = layer.weights.data();
