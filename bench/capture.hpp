@@ -5,14 +5,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <memory>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -104,24 +100,6 @@ class Capture {
     }
   };
 
-  static Status read_file(const std::string& path, std::vector<std::byte>& bytes) {
-    const auto failed = [&path](const char* what) {
-      return Status::error(ErrorCode::kInvalidArgument, "%.120s: %s", path.c_str(), what);
-    };
-    const auto close = [](std::FILE* file) { (void)std::fclose(file); };
-    const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"), close);
-    if (file == nullptr) return failed("cannot be opened");
-    constexpr std::size_t kChunk = std::size_t{1} << 20;
-    std::size_t got = kChunk;
-    while (got == kChunk) {
-      const std::size_t at = bytes.size();
-      bytes.resize(at + kChunk);
-      got = std::fread(bytes.data() + at, 1, kChunk, file.get());
-      bytes.resize(at + got);
-    }
-    return std::ferror(file.get()) != 0 ? failed("cannot be read") : Status();
-  }
-
   static Status error(const char* name, const char* what) {
     return Status::error(ErrorCode::kShapeMismatch, "%s.shape: %s", name, what);
   }
@@ -175,33 +153,6 @@ class Capture {
       }
     }
     return Status();
-  }
-
-  // Appends a tensor of Ts to `out`; all its values must be finite.
-  template <class T, class Out>
-  static Status convert(const Tensor& tensor, std::vector<Out>& out) {
-    const std::size_t count = tensor.bytes.size() / sizeof(T);
-    out.reserve(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      T value;  // copied, for a container does not align its tensors
-      std::memcpy(&value, tensor.bytes.data() + i * sizeof(T), sizeof(T));
-      if (!std::isfinite(to_float(value))) {
-        return Status::error(ErrorCode::kNonFinite, "%s: value %zu is not finite",
-                             tensor.name.c_str(), i);
-      }
-      if constexpr (std::is_same_v<Out, float>) {
-        out.push_back(to_float(value));
-      } else {
-        out.push_back(value);
-      }
-    }
-    return Status();
-  }
-
-  static Status to_floats(const Tensor& tensor, std::vector<float>& out) {
-    if (tensor.type == ScalarType::kF16) return convert<fp16>(tensor, out);
-    if (tensor.type == ScalarType::kBF16) return convert<bf16>(tensor, out);
-    return convert<float>(tensor, out);
   }
 
   // [heads, rows, dim] to [rows, heads, dim].

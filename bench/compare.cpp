@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // magicpig_compare: the error and cost of every method on captured attention of a real model.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <set>
@@ -25,6 +26,7 @@ struct Options {
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string json;
   TokenId context = 0;
+  std::string learned;
   TrialConfig trial;
 };
 
@@ -87,6 +89,9 @@ void declare(CLI::App& app, Options& options) {
                  "tokens of context to keep: the first of --sink and the newest; 0 for all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--learned", options.learned,
+                 "weights of the method learned (safetensors): a file, or a folder with one of "
+                 "each capture's name; without it that method is left out");
   app.add_option("--json", options.json, "file to write the results to");
 }
 
@@ -95,6 +100,11 @@ std::vector<Chosen> choose(const Options& options) {
   std::vector<Chosen> chosen;
   for (const Method& method : all_methods()) {
     if (!wanted.empty() && wanted.count(method.name) == 0) continue;
+    if (method.needs_weights && options.learned.empty()) {
+      (void)std::fprintf(stderr, "magicpig_compare: without --learned, %s is NOT measured\n",
+                         method.name);
+      continue;
+    }
     for (Setting& setting : method.settings(options.rows)) {
       chosen.push_back({&method, std::move(setting)});
     }
@@ -152,6 +162,13 @@ void shorten(const Options& options, Capture& capture) {
       {.begin = options.trial.sink, .end = options.trial.sink + capture.tokens() - kept});
 }
 
+// --learned, or the file of the capture's name in the folder that it is.
+std::string weights_for(const Options& options, const std::string& capture) {
+  const std::filesystem::path path(options.learned);
+  if (!std::filesystem::is_directory(path)) return options.learned;
+  return (path / std::filesystem::path(capture).filename()).string();
+}
+
 // The tables of all captures, then their mean, then the JSON.
 Status run(const Options& options) {
   const std::vector<Chosen> chosen = choose(options);
@@ -164,7 +181,9 @@ Status run(const Options& options) {
     Result<Capture> capture = Capture::read(path);
     if (!capture.ok()) return capture.status();
     shorten(options, *capture);
-    auto workbench = Workbench::create(*capture, options.trial, **pool);
+    TrialConfig trial = options.trial;
+    trial.learned = weights_for(options, path);
+    auto workbench = Workbench::create(*capture, trial, **pool);
     if (!workbench.ok()) return workbench.status();
     const std::size_t before = results.size();
     const Status status = run_capture(name, **workbench, options, chosen, progress, results);
@@ -179,6 +198,16 @@ Status run(const Options& options) {
   }
   if (options.json.empty()) return Status();
   return write_file(options.json, to_json(results, parameters_of(options)));
+}
+
+// Error: a method asked for by name whose weights are not given.
+Status check_weights(const Options& options) {
+  for (const Method& method : all_methods()) {
+    if (!method.needs_weights || !options.learned.empty()) continue;
+    if (std::count(options.methods.begin(), options.methods.end(), method.name) == 0) continue;
+    return Status::error(ErrorCode::kInvalidArgument, "the method %s needs --learned", method.name);
+  }
+  return Status();
 }
 
 // Error: two files of one stem, which could not be told apart in the results.
@@ -209,6 +238,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   Status status = bench::check_names(options);
+  if (status.ok()) status = bench::check_weights(options);
   if (status.ok()) status = bench::run(options);
   return status.ok() ? 0 : bench::fail(status.message());
 }

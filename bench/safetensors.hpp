@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <span>
@@ -164,6 +166,25 @@ class SafetensorsParser {
   std::span<const std::byte> data_;
   Container container_;
 };
+
+/// All bytes of a file. Error: one that cannot be opened or read, with its path.
+[[nodiscard]] inline Status read_file(const std::string& path, std::vector<std::byte>& bytes) {
+  const auto failed = [&path](const char* what) {
+    return Status::error(ErrorCode::kInvalidArgument, "%.120s: %s", path.c_str(), what);
+  };
+  const auto close = [](std::FILE* file) { (void)std::fclose(file); };
+  const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"), close);
+  if (file == nullptr) return failed("cannot be opened");
+  constexpr std::size_t kChunk = std::size_t{1} << 20;
+  std::size_t got = kChunk;
+  while (got == kChunk) {
+    const std::size_t at = bytes.size();
+    bytes.resize(at + kChunk);
+    got = std::fread(bytes.data() + at, 1, kChunk, file.get());
+    bytes.resize(at + got);
+  }
+  return std::ferror(file.get()) != 0 ? failed("cannot be read") : Status();
+}
 
 /// The container in `file`, whose memory its tensors refer to. Errors name the field at fault.
 [[nodiscard]] inline Result<Container> parse_safetensors(std::span<const std::byte> file) {

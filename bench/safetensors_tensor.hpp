@@ -3,15 +3,19 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/types.hpp"
 
 namespace magicpig::bench {
 
@@ -113,6 +117,34 @@ inline constexpr ErrorCode kMalformed = ErrorCode::kInvalidArgument;
   if (status.ok()) status = read_shape(entry, tensor);
   if (!status.ok()) return status;
   return tensor;
+}
+
+/// Appends a tensor of Ts to `out`. Error: a value that is not finite.
+template <class T, class Out>
+[[nodiscard]] Status convert(const Tensor& tensor, std::vector<Out>& out) {
+  const std::size_t count = tensor.bytes.size() / sizeof(T);
+  out.reserve(out.size() + count);
+  for (std::size_t i = 0; i < count; ++i) {
+    T value;  // copied, for a container does not align its tensors
+    std::memcpy(&value, tensor.bytes.data() + i * sizeof(T), sizeof(T));
+    if (!std::isfinite(to_float(value))) {
+      return Status::error(ErrorCode::kNonFinite, "%.60s: value %zu is not finite",
+                           tensor.name.c_str(), i);
+    }
+    if constexpr (std::is_same_v<Out, float>) {
+      out.push_back(to_float(value));
+    } else {
+      out.push_back(value);
+    }
+  }
+  return Status();
+}
+
+/// The same of a tensor of any type, as floats, which hold all their values.
+[[nodiscard]] inline Status to_floats(const Tensor& tensor, std::vector<float>& out) {
+  if (tensor.type == ScalarType::kF16) return convert<fp16>(tensor, out);
+  if (tensor.type == ScalarType::kBF16) return convert<bf16>(tensor, out);
+  return convert<float>(tensor, out);
 }
 
 }  // namespace magicpig::bench

@@ -39,6 +39,8 @@ std::span<const Method> all_methods() {
       {"uniform_tail",
        "half the budget by logits that codes of 2 bits estimate, half drawn from the others alike",
        uniform_tail_settings},
+      {"learned", "each head its own tokens of most bits in common, of codes trained on captures",
+       learned_settings, true},
   };
   return kMethods;
 }

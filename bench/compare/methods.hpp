@@ -25,6 +25,7 @@ struct Method {
   const char* name;
   const char* summary;
   std::vector<Setting> (*settings)(std::span<const double> rows);
+  bool needs_weights = false;  ///< of --learned
 };
 
 /// All methods, in the order of the table.
@@ -51,5 +52,6 @@ inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};
 [[nodiscard]] std::vector<Setting> socket_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> vattention_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> uniform_tail_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> learned_settings(std::span<const double> rows);
 
 }  // namespace magicpig::bench

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections that others publish, each with its index: Quest and SOCKET.
+// Selections that others publish, each with its index: Quest, SOCKET and learned codes.
 #include <array>
 #include <cstdio>
 
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/sample/agreement_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
+#include "magicpig/sample/top_k.hpp"
 
 namespace magicpig::bench {
 
@@ -60,6 +62,29 @@ std::vector<Setting> socket_settings(std::span<const double> rows) {
   add(8, false);
   add(10, false);
   add(10, true);
+  return settings;
+}
+
+// Codes of a trained file at every budget, each head by its own bits, and by those of its group.
+std::vector<Setting> learned_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  for (const bool group_sum : {false, true}) {
+    for (const double fraction : rows) {
+      std::array<char, 32> label;
+      (void)std::snprintf(label.data(), label.size(), "%srows=%g", group_sum ? "group " : "",
+                          fraction);
+      const auto run = [group_sum, fraction](Trial& trial) {
+        const auto learned = trial.workbench().learned(trial.seed());
+        if (!learned.ok()) return learned.status();
+        trial.note_index_bytes((*learned)->index->bytes());
+        const AgreementScores scores(*(*learned)->hash, group_sum);
+        const auto sampler = TopK<AgreementScores>::create({.fraction = fraction}, scores);
+        if (!sampler.ok()) return sampler.status();
+        return trial.decode(*sampler, *(*learned)->index);
+      };
+      settings.push_back({.label = label.data(), .random = false, .run = run});
+    }
+  }
   return settings;
 }
 

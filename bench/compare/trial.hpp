@@ -19,10 +19,12 @@
 
 #include "capture.hpp"
 #include "compare/measure.hpp"
+#include "learned_weights.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "magicpig/index/hash_codes.hpp"
 #include "magicpig/index/page_bounds.hpp"
+#include "magicpig/index/sign_codes.hpp"
 #include "relative_error.hpp"
 
 namespace magicpig::bench {
@@ -35,6 +37,7 @@ struct TrialConfig {
   TokenId sink = 4;
   TokenId local = 64;
   int queries = 16;
+  std::string learned = {};  ///< file of learned weights, or empty
 };
 
 /// (K, L) hash codes over the middle of a capture, in tables or as they are, with their planes.
@@ -58,6 +61,12 @@ struct Pages {
   std::optional<PageBounds<fp16>> index;
 };
 
+/// Learned codes over the middle of a capture, with their networks.
+struct LearnedRows {
+  std::unique_ptr<LearnedHash> hash;  // stays where it is: the index refers to it
+  std::optional<SignCodes> index;
+};
+
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
 class Workbench {
  public:
@@ -74,6 +83,7 @@ class Workbench {
     }
     std::unique_ptr<Workbench> bench(new Workbench(capture, pool));
     bench->middle_ = {.begin = config.sink, .end = end};
+    bench->learned_ = config.learned;
     bench->choose_rows(config.queries);
     bench->reference_ = make_reference(capture, bench->rows_, pool);
     return bench;
@@ -117,6 +127,19 @@ class Workbench {
   /// Bounds of pages of `page` tokens; they have no seed but are kept as long as what has one.
   [[nodiscard]] Result<const Pages*> pages(int page, std::uint64_t seed) {
     return kept<Pages>({page, 0}, seed, [&](Pages& made) { return build(page, made); });
+  }
+
+  /// Codes by the weights that the capture came with, kept likewise. Error: none, or others.
+  [[nodiscard]] Result<const LearnedRows*> learned(std::uint64_t seed) {
+    return kept<LearnedRows>({0, 0}, seed, [&](LearnedRows& made) {
+      Result<LearnedHash> hash = read_learned_hash(learned_);
+      if (!hash.ok()) return hash.status();
+      made.hash = std::make_unique<LearnedHash>(std::move(*hash));
+      made.index.emplace(*made.hash);
+      const Status status = build_middle(*made.index);
+      if (status.ok()) return status;
+      return Status::error(status.code(), "%.120s: %s", learned_.c_str(), status.message());
+    });
   }
 
   /// The same of codes of `bits` bits per dimension, with the norms of values.
@@ -209,6 +232,7 @@ class Workbench {
   ThreadPool& pool_;
   TokenRange middle_;
   std::vector<int> rows_;
+  std::string learned_;
   Reference reference_;
   std::uint64_t seed_ = 0;
   std::map<std::pair<std::type_index, std::pair<int, int>>, std::shared_ptr<void>> kept_;

@@ -29,20 +29,26 @@ FIGURES = [
 ]
 
 
-def write_capture(path):
+def write_tensors(path, shapes, metadata):
+    """A safetensors file of normal fp16 numbers."""
     generator = random.Random(1)
-    header, data = {}, b""
-    for name, shape in (
-        ("q", (HEADS, ROWS, DIM)),
-        ("k", (KV_HEADS, TOKENS, DIM)),
-        ("v", (KV_HEADS, TOKENS, DIM)),
-    ):
+    header, data = {"__metadata__": metadata}, b""
+    for name, shape in shapes.items():
         values = [generator.gauss(0, 1) for _ in range(math.prod(shape))]
         begin = len(data)
         data += struct.pack(f"<{len(values)}e", *values)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": (begin, len(data))}
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def write_capture(path):
+    write_tensors(path, {"q": (HEADS, ROWS, DIM), "k": (KV_HEADS, TOKENS, DIM), "v": (KV_HEADS, TOKENS, DIM)}, {})
+
+
+def write_weights(path, kv_heads):
+    """Random planes as the only layer of a learned hash."""
+    write_tensors(path, {"key.0.weight": (kv_heads, 40, DIM), "key.0.bias": (kv_heads, 40)}, {"key.0": ""})
 
 
 class Contract:
@@ -78,6 +84,31 @@ class Contract:
             assert result["method"] in table and result["setting"] in table
         keys = [(r["method"], r["setting"]) for r in results]
         assert len(set(keys)) == len(keys)
+
+    def check_learned(self):
+        """The weights of a file, and of the capture's name in a folder; without either, words about it."""
+        done = self.run(self.capture, "--methods", "exact", "--learned", self.folder)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        done = self.run(self.capture, "--queries", 1, "--seeds", 1, "--rows", 0.5)
+        assert "without --learned, learned is NOT measured" in done.stderr, done.stderr
+        folder = self.folder / "weights"
+        folder.mkdir()
+        weights = folder / self.capture.name
+        write_weights(weights, KV_HEADS)
+        runs = [
+            self.results("--methods", "learned,topk", "--rows", "0.02,0.1", "--learned", path)[0]
+            for path in (weights, folder)
+        ]
+        settings = [(r["method"], r["setting"]) for r in runs[0]]
+        labels = ["rows=0.02", "rows=0.1", "group rows=0.02", "group rows=0.1"]
+        assert settings == [("topk", label) for label in labels[:2]] + [("learned", label) for label in labels]
+        for one, other in zip(*runs):
+            assert one["error_by_seed"] == other["error_by_seed"]
+        for learned, rows in zip(runs[0][2:], (0.02, 0.1) * 2):
+            assert abs(learned["rows"] - math.ceil(rows * MIDDLE) / MIDDLE) < 1e-9, learned
+            # 40 bits are two words of four bytes, for whole blocks of 256 tokens.
+            assert 8 <= learned["index_bytes_per_token"] <= 8 * (MIDDLE + 256) / MIDDLE, learned
+        write_weights(folder / "one_head", 1)
 
     def check_budgets(self):
         results, _ = self.results("--methods", "topk,exact,oracle_ht", "--rows", "0.02,0.1")
@@ -163,6 +194,13 @@ class Contract:
             ((self.capture, "--sink", str(TOKENS)), ["--sink", "--local"]),
             ((self.capture, "--methods", "exact", "--json", self.folder), [str(self.folder)]),
             ((self.capture, "--nonesuch"), ["--nonesuch"]),
+            ((self.capture, "--methods", "learned"), ["learned", "--learned"]),
+            ((self.capture, "--methods", "learned", "--learned", other), [str(twin), "key.0.weight"]),
+            ((self.capture, "--methods", "learned", "--learned", "absent"), ["absent: cannot be opened"]),
+            (
+                (self.capture, "--methods", "learned", "--learned", self.folder / "weights" / "one_head"),
+                ["one_head", "2 KV heads", "the index 1"],
+            ),
         ):
             done = self.run(*options)
             assert done.returncode == 2, (options, done.returncode)
@@ -177,6 +215,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         contract = Contract(program, folder)
         contract.check_all_methods()
+        contract.check_learned()
         contract.check_budgets()
         contract.check_bytes_read()
         contract.check_context()

@@ -12,17 +12,21 @@
 #include <vector>
 
 #include "backends.hpp"
+#include "magicpig/hash/learned_hash.hpp"
 #include "magicpig/hash/scalar_quantiser.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/hash_codes.hpp"
 #include "magicpig/index/page_bounds.hpp"
+#include "magicpig/index/sign_codes.hpp"
 #include "magicpig/index/signatures.hpp"
+#include "magicpig/sample/agreement_scores.hpp"
 #include "magicpig/sample/code_scores.hpp"
 #include "magicpig/sample/exact_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
 #include "magicpig/sample/top_k.hpp"
 #include "magicpig/sample/top_p.hpp"
+#include "random.hpp"
 #include "statistics.hpp"
 
 namespace {
@@ -83,6 +87,32 @@ struct SoftModel {
   }
   SimHash family;
   HashCodes<SimHash> index;
+};
+
+// Codes of kBits random planes for each of two KV heads.
+template <int kBits, bool kGroupSum>
+struct AgreementModel {
+  AgreementModel(const Problem<float>& problem, TokenRange range)
+      : planes(make_planes()), hash(std::move(*make_hash(planes))), index(hash) {
+    SerialExecutor executor;
+    REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), range).ok());
+  }
+  AgreementModel(const AgreementModel&) = delete;
+  [[nodiscard]] AgreementScores scores() const { return AgreementScores(hash, kGroupSum); }
+
+  static std::vector<float> make_planes() {
+    Random random(5);
+    std::vector<float> planes(2 * kBits * 24);
+    for (float& x : planes) x = static_cast<float>(random.normal());
+    return planes;
+  }
+  static Result<LearnedHash> make_hash(const std::vector<float>& planes) {
+    const LearnedLayer layers[] = {{.in = 24, .out = kBits, .weights = planes}};
+    return LearnedHash::create({.kv_heads = 2, .key_layers = layers});
+  }
+  std::vector<float> planes;
+  LearnedHash hash;
+  SignCodes index;
 };
 
 // [group][n] of KV head 1.
@@ -154,6 +184,7 @@ TEST_CASE("TokenScores.are_finite_and_the_same_on_every_backend") {
   check_model<CodeModel<4>>();
   check_model<SoftModel<6, 20, false>>();
   check_model<SoftModel<1, 3, true>>();
+  check_model<AgreementModel<70, false>>();
 }
 
 template <class Model>
@@ -322,6 +353,39 @@ TEST_CASE("SoftCollisions.of_a_hot_query_count_and_of_a_cold_one_match") {
   }
 }
 
+template <bool kGroupSum>
+void check_agreements() {
+  const Problem<float> problem({.shape = kShape, .tokens = kTokens});
+  const TokenRange range{.begin = 3, .end = 600};
+  const AgreementModel<70, kGroupSum> model(problem, range);
+  const auto scores = compute<ScalarOps>(model.scores(), model.index, problem);
+  const auto sign = [&](const float* x, int plane) {
+    double dot = 0.0;
+    for (int j = 0; j < 24; ++j) {
+      dot += static_cast<double>(model.planes[static_cast<std::size_t>((70 + plane) * 24 + j)]) *
+             static_cast<double>(x[j]);
+    }
+    return dot > 0.0;
+  };
+  for (TokenId t = range.begin; t < range.end; ++t) {
+    int agree[3] = {};
+    for (int g = 0; g < 3; ++g) {
+      for (int b = 0; b < 70; ++b) {
+        agree[g] += sign(problem.query(3 + g), b) == sign(problem.source().key(1, t), b) ? 1 : 0;
+      }
+    }
+    for (std::size_t g = 0; g < 3; ++g) {
+      const int expected = kGroupSum ? agree[0] + agree[1] + agree[2] : agree[g];
+      REQUIRE(scores[g][static_cast<std::size_t>(t - range.begin)] == static_cast<float>(expected));
+    }
+  }
+}
+
+TEST_CASE("AgreementScores.count_the_bits_that_are_alike_for_a_head_or_for_its_group") {
+  check_agreements<false>();
+  check_agreements<true>();
+}
+
 TEST_CASE("scores refuse an index that they are not for") {
   const Problem<float> problem({.shape = kShape, .tokens = kTokens});
   const PageModel<float, 16> pages(problem, {0, 100});
@@ -336,6 +400,14 @@ TEST_CASE("scores refuse an index that they are not for") {
         ErrorCode::kShapeMismatch);
   const SoftModel<4, 5, false> soft(problem, {0, 100});
   const SoftModel<4, 5, false> twin(problem, {0, 100});
+  const AgreementModel<8, false> agree(problem, {0, 100});
+  const AgreementModel<8, false> agree_twin(problem, {0, 100});
+  using Learned = TopK<AgreementScores>;
+  CHECK(Learned::create({.tokens = 5}, agree.scores())->supports(agree.index).ok());
+  const Status other = Learned::create({.tokens = 5}, agree.scores())->supports(agree_twin.index);
+  CHECK(other.code() == ErrorCode::kShapeMismatch);
+  CHECK(std::string(other.message()) ==
+        "the scores are made for another hash than the index, which has 8 bits");
   using Socket = TopK<SoftCollisions<SimHash>>;
   CHECK(Socket::create({.tokens = 5}, soft.scores())->supports(soft.index).ok());
   CHECK(Socket::create({.tokens = 5}, soft.scores())->supports(twin.index).code() ==
