@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 14> kMethods{{
+  static constexpr std::array<Method, 15> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
@@ -34,6 +34,9 @@ std::span<const Method> all_methods() {
       {"quest", "each head its own pages of 16, 32 or 64 tokens of largest bound", quest_settings},
       {"socket", "each head its own tokens of most likely collisions with a softened query",
        socket_settings},
+      {"double_sparsity",
+       "each head its own tokens by the inner product over 8, 16 or 32 channels of 4 bits",
+       double_sparsity_settings},
   }};
   return kMethods;
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections that others publish, each with its index: Quest and SOCKET.
+// Selections that others publish, each with its index: Quest, SOCKET, Double Sparsity.
+#include <algorithm>
 #include <array>
 #include <cstdio>
 
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/sample/label_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
 
@@ -57,6 +59,32 @@ std::vector<Setting> socket_settings(std::span<const double> rows) {
   add(8, false);
   add(10, false);
   add(10, true);
+  return settings;
+}
+
+// Labels of 8, 16 and 32 channels at every budget, calibrated on keys and with queries.
+std::vector<Setting> double_sparsity_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  for (const bool by_queries : {false, true}) {
+    for (const int wanted : {8, 16, 32}) {
+      for (const double fraction : rows) {
+        std::array<char, 64> label;
+        (void)std::snprintf(label.data(), label.size(), "%schannels=%d rows=%g",
+                            by_queries ? "queries " : "", wanted, fraction);
+        const auto run = [=](Trial& trial) {
+          const int channels = std::min(wanted, trial.workbench().capture().shape().head_dim);
+          const auto labels = trial.workbench().labels(channels, by_queries, trial.seed());
+          if (!labels.ok()) return labels.status();
+          trial.note_index_bytes((*labels)->index->bytes());
+          const auto sampler =
+              DoubleSparsity::create({.fraction = fraction}, LabelScores(channels));
+          if (!sampler.ok()) return sampler.status();
+          return trial.decode(*sampler, *(*labels)->index);
+        };
+        settings.push_back({.label = label.data(), .random = false, .run = run});
+      }
+    }
+  }
   return settings;
 }
 
