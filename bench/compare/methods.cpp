@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 15> kMethods{{
+  static constexpr std::array<Method, 16> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
@@ -31,6 +31,8 @@ std::span<const Method> all_methods() {
        signature_draw_settings},
       {"top_p_estimated", "top_p by logits that codes of 4 bits estimate, as Twilight does it",
        estimated_top_p_settings},
+      {"pq", "each head its own tokens of largest logit by product quantisation of the keys",
+       pq_settings},
       {"quest", "each head its own pages of 16, 32 or 64 tokens of largest bound", quest_settings},
       {"socket", "each head its own tokens of most likely collisions with a softened query",
        socket_settings},
