@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 16> kMethods{{
+  static constexpr std::array<Method, 17> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
@@ -39,6 +39,8 @@ std::span<const Method> all_methods() {
       {"double_sparsity",
        "each head its own tokens by the inner product over 8, 16 or 32 channels of 4 bits",
        double_sparsity_settings},
+      {"ivf", "each head its own clusters of keys, by the inner product with their centroids",
+       ivf_settings},
   }};
   return kMethods;
 }

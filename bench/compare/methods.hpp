@@ -51,5 +51,6 @@ inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};
 [[nodiscard]] std::vector<Setting> quest_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> socket_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> double_sparsity_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> ivf_settings(std::span<const double> rows);
 
 }  // namespace magicpig::bench

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections that others publish, each with its index: Quest, SOCKET, Double Sparsity.
+// Selections that others publish, each with its index: Quest, SOCKET, Double Sparsity, IVF.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/sample/cluster_scores.hpp"
 #include "magicpig/sample/label_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
@@ -85,6 +87,31 @@ std::vector<Setting> double_sparsity_settings(std::span<const double> rows) {
       }
     }
   }
+  return settings;
+}
+
+// As many lists as the square root of the tokens, a 64th and a 16th of them, at every budget.
+std::vector<Setting> ivf_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  const auto add = [&](const char* name, const auto& lists_of) {
+    for (const double fraction : rows) {
+      std::array<char, 64> label;
+      (void)std::snprintf(label.data(), label.size(), "lists=%s rows=%g", name, fraction);
+      const auto run = [=](Trial& trial) {
+        const int lists = lists_of(trial.workbench().middle().size());
+        const auto clusters = trial.workbench().clusters(lists, trial.seed());
+        if (!clusters.ok()) return clusters.status();
+        trial.note_index_bytes((*clusters)->index->bytes());
+        const auto sampler = InvertedFile::create({.fraction = fraction}, ClusterScores(lists));
+        if (!sampler.ok()) return sampler.status();
+        return trial.decode(*sampler, *(*clusters)->index);
+      };
+      settings.push_back({.label = label.data(), .run = run});
+    }
+  };
+  add("sqrt(n)", [](TokenId n) { return static_cast<int>(std::sqrt(n)); });
+  add("n/64", [](TokenId n) { return KeyClusters::default_lists(n); });
+  add("n/16", [](TokenId n) { return n / 16 + 1; });
   return settings;
 }
 

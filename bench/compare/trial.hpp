@@ -23,6 +23,7 @@
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "magicpig/index/hash_codes.hpp"
+#include "magicpig/index/key_clusters.hpp"
 #include "magicpig/index/label_cache.hpp"
 #include "magicpig/index/page_bounds.hpp"
 #include "relative_error.hpp"
@@ -63,6 +64,11 @@ struct Pages {
 /// Labels over the middle of a capture.
 struct Labels {
   std::optional<LabelCache> index;
+};
+
+/// Clusters of keys over the middle of a capture.
+struct Clusters {
+  std::optional<KeyClusters> index;
 };
 
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
@@ -131,6 +137,19 @@ class Workbench {
   [[nodiscard]] Result<const Labels*> labels(int channels, bool by_queries, std::uint64_t seed) {
     return kept<Labels>({channels, by_queries ? 1 : 0}, seed,
                         [&](Labels& made) { return build(channels, by_queries, made); });
+  }
+
+  /// Clusters around `lists` centroids per KV head, found from `seed`.
+  [[nodiscard]] Result<const Clusters*> clusters(int lists, std::uint64_t seed) {
+    return kept<Clusters>({lists, 0}, seed, [&](Clusters& made) {
+      auto index = KeyClusters::create({.kv_heads = capture_.shape().kv_heads,
+                                        .dim = capture_.shape().head_dim,
+                                        .lists = lists,
+                                        .seed = seed});
+      if (!index.ok()) return index.status();
+      made.index.emplace(std::move(*index));
+      return build_middle(*made.index);
+    });
   }
 
   /// The same of codes of `bits` bits per dimension, with the norms of values.

@@ -14,7 +14,7 @@ SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
 NO_INDEX = ["exact", "topk", "top_p", "uniform", "oracle_multinomial", "oracle_ht"]
 METHODS = [*NO_INDEX, "magicpig", "tables", "signatures", "trained_signatures", "signature_draws", "top_p_estimated",
-           "pq", "quest", "socket", "double_sparsity"]
+           "pq", "quest", "socket", "double_sparsity", "ivf"]
 NO_SEED = ("exact", "topk", "top_p", "quest", "double_sparsity")
 FIGURES = [
     "rows",

@@ -16,9 +16,11 @@
 #include "magicpig/hash/scalar_quantiser.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/hash_codes.hpp"
+#include "magicpig/index/key_clusters.hpp"
 #include "magicpig/index/label_cache.hpp"
 #include "magicpig/index/page_bounds.hpp"
 #include "magicpig/index/signatures.hpp"
+#include "magicpig/sample/cluster_scores.hpp"
 #include "magicpig/sample/code_scores.hpp"
 #include "magicpig/sample/exact_scores.hpp"
 #include "magicpig/sample/label_scores.hpp"
@@ -121,6 +123,17 @@ struct LabelModel {
   LabelCache index;
 };
 
+template <int kLists>
+struct ClusterModel {
+  ClusterModel(const Problem<float>& problem, TokenRange range)
+      : index(std::move(*KeyClusters::create({.kv_heads = 2, .dim = 24, .lists = kLists}))) {
+    SerialExecutor executor;
+    REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), range).ok());
+  }
+  [[nodiscard]] static ClusterScores scores() { return ClusterScores(kLists); }
+  KeyClusters index;
+};
+
 // [group][n] of KV head 1.
 template <class Ops, class Scores, class Index>
 std::vector<std::vector<float>> compute(const Scores& scores, const Index& index,
@@ -192,6 +205,7 @@ TEST_CASE("TokenScores.are_finite_and_the_same_on_every_backend") {
   check_model<SoftModel<6, 20, false>>();
   check_model<SoftModel<1, 3, true>>();
   check_model<LabelModel<5>>();
+  check_model<ClusterModel<9>>();
 }
 
 template <class Model>
@@ -336,6 +350,65 @@ TEST_CASE("LabelScores.are_the_inner_products_over_the_channels_of_the_labels") 
   }
 }
 
+TEST_CASE("ClusterScores.are_the_products_with_centroids_and_of_lists_of_one_key_the_keys_own") {
+  const Problem<float> problem({.shape = kShape, .tokens = kTokens});
+  const TokenRange range{.begin = 3, .end = 203};
+  const ClusterModel<9> model(problem, range);
+  const auto scores = compute<ScalarOps>(model.scores(), model.index, problem);
+  const ClusterModel<200> single(problem, range);
+  const auto own = compute<ScalarOps>(single.scores(), single.index, problem);
+  const auto dots = exact_dots(problem, range);
+  for (std::size_t g = 0; g < 3; ++g) {
+    const float* query = problem.query(3 + static_cast<int>(g));
+    double centre = 0.0;
+    for (int j = 0; j < 24; ++j) {
+      centre += static_cast<double>(query[j]) * static_cast<double>(single.index.centre(1)[j]);
+    }
+    for (std::size_t i = 0; i < 200; ++i) {
+      double dot = 0.0;
+      for (int j = 0; j < 24; ++j) {
+        const std::size_t at = Panels::place(model.index.list_of(1)[i], j, 24);
+        dot +=
+            static_cast<double>(query[j]) * static_cast<double>(model.index.centroids(1).data[at]);
+      }
+      REQUIRE(std::fabs(static_cast<double>(scores[g][i]) - dot) < 1e-4);
+      REQUIRE(std::fabs(static_cast<double>(own[g][i]) - (dots[g][i] - centre)) < 1e-4);
+    }
+  }
+}
+
+TEST_CASE("InvertedFile.takes_whole_lists_of_largest_product_but_for_the_last") {
+  const Problem<float> problem({.shape = {.head_dim = 24, .value_dim = 8}, .tokens = 400});
+  auto index = std::move(*KeyClusters::create({.dim = 24, .lists = 20}));
+  SerialExecutor executor;
+  REQUIRE(index.build(make_backend<ScalarOps>(executor), problem.source(), {10, 330}).ok());
+  const Drawn drawn =
+      draw_tokens(*InvertedFile::create({.tokens = 100}, ClusterScores(20)), problem, index);
+  REQUIRE(drawn.tokens.size() == 100);
+  std::vector<int> sizes(20);
+  std::vector<int> taken(20);
+  for (int i = 0; i < 320; ++i) ++sizes[index.list_of(0)[i]];
+  for (const TokenId t : drawn.tokens) ++taken[index.list_of(0)[t - 10]];
+  std::vector<double> products(20);
+  for (std::size_t l = 0; l < 20; ++l) {
+    for (int j = 0; j < 24; ++j) {
+      products[l] +=
+          static_cast<double>(problem.query(0)[j]) *
+          static_cast<double>(index.centroids(0).data[Panels::place(static_cast<int>(l), j, 24)]);
+    }
+  }
+  std::vector<std::size_t> order(20);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return products[a] > products[b]; });
+  int room = 100;
+  for (const std::size_t l : order) {
+    CHECK(taken[l] == std::min(room, sizes[l]));
+    room -= taken[l];
+  }
+  CHECK(room == 0);
+}
+
 TEST_CASE("SoftCollisions.are_a_softmax_over_all_buckets_of_each_table_times_the_norm") {
   const Problem<float> problem({.shape = kShape, .tokens = kTokens, .query_scale = 0.4});
   const TokenRange range{.begin = 3, .end = 200};
@@ -426,6 +499,12 @@ TEST_CASE("scores refuse an index that they are not for") {
   CHECK(other.code() == ErrorCode::kShapeMismatch);
   CHECK(std::string(other.message()) ==
         "the scores are made for labels of 6 channels, the index has 5");
+  const ClusterModel<9> clusters(problem, {0, 100});
+  CHECK(InvertedFile::create({.tokens = 5}, ClusterScores(9))->supports(clusters.index).ok());
+  const Status more =
+      InvertedFile::create({.tokens = 5}, ClusterScores(8))->supports(clusters.index);
+  CHECK(more.code() == ErrorCode::kShapeMismatch);
+  CHECK(std::string(more.message()) == "the scores are made for up to 8 lists, the index has 9");
   const SoftModel<4, 5, false> soft(problem, {0, 100});
   const SoftModel<4, 5, false> twin(problem, {0, 100});
   using Socket = TopK<SoftCollisions<SimHash>>;
