@@ -29,6 +29,8 @@ std::span<const Method> all_methods() {
        signature_draw_settings},
       {"top_p_estimated", "top_p by logits that codes of 4 bits estimate, as Twilight does it",
        estimated_top_p_settings},
+      {"pq", "each head its own tokens of largest logit by product quantisation of the keys",
+       pq_settings},
       {"quest", "each head its own pages of 16, 32 or 64 tokens of largest bound", quest_settings},
       {"socket", "each head its own tokens of most likely collisions with a softened query",
        socket_settings},
@@ -41,6 +43,11 @@ std::span<const Method> all_methods() {
        uniform_tail_settings},
       {"learned", "each head its own tokens of most bits in common, of codes trained on captures",
        learned_settings, true},
+      {"double_sparsity",
+       "each head its own tokens by the inner product over 8, 16 or 32 channels of 4 bits",
+       double_sparsity_settings},
+      {"ivf", "each head its own clusters of keys, by the inner product with their centroids",
+       ivf_settings},
   };
   return kMethods;
 }

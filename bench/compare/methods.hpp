@@ -48,10 +48,13 @@ inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};
 [[nodiscard]] std::vector<Setting> trained_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_draw_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> estimated_top_p_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> pq_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> quest_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> socket_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> vattention_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> uniform_tail_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> learned_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> double_sparsity_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> ivf_settings(std::span<const double> rows);
 
 }  // namespace magicpig::bench

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections that others publish, each with its index: Quest, SOCKET and learned codes.
+// Selections that others publish, each with its index: Quest, SOCKET, learned codes, Double
+// Sparsity, IVF.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/sample/agreement_scores.hpp"
+#include "magicpig/sample/cluster_scores.hpp"
+#include "magicpig/sample/label_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
 #include "magicpig/sample/top_k.hpp"
@@ -77,6 +82,7 @@ std::vector<Setting> learned_settings(std::span<const double> rows) {
         const auto learned = trial.workbench().learned(trial.seed());
         if (!learned.ok()) return learned.status();
         trial.note_index_bytes((*learned)->index->bytes());
+        trial.note_index_reads({.bytes_per_token = (*learned)->hash->bits() / 8.0});
         const AgreementScores scores(*(*learned)->hash, group_sum);
         const auto sampler = TopK<AgreementScores>::create({.fraction = fraction}, scores);
         if (!sampler.ok()) return sampler.status();
@@ -85,6 +91,62 @@ std::vector<Setting> learned_settings(std::span<const double> rows) {
       settings.push_back({.label = label.data(), .random = false, .run = run});
     }
   }
+  return settings;
+}
+
+// Labels of 8, 16 and 32 channels at every budget, calibrated on keys and with queries.
+std::vector<Setting> double_sparsity_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  for (const bool by_queries : {false, true}) {
+    for (const int wanted : {8, 16, 32}) {
+      for (const double fraction : rows) {
+        std::array<char, 64> label;
+        (void)std::snprintf(label.data(), label.size(), "%schannels=%d rows=%g",
+                            by_queries ? "queries " : "", wanted, fraction);
+        const auto run = [=](Trial& trial) {
+          const int channels = std::min(wanted, trial.workbench().capture().shape().head_dim);
+          const auto labels = trial.workbench().labels(channels, by_queries, trial.seed());
+          if (!labels.ok()) return labels.status();
+          trial.note_index_bytes((*labels)->index->bytes());
+          trial.note_index_reads({.bytes_per_token = channels / 2.0 + 4.0});
+          const auto sampler =
+              DoubleSparsity::create({.fraction = fraction}, LabelScores(channels));
+          if (!sampler.ok()) return sampler.status();
+          return trial.decode(*sampler, *(*labels)->index);
+        };
+        settings.push_back({.label = label.data(), .random = false, .run = run});
+      }
+    }
+  }
+  return settings;
+}
+
+// As many lists as the square root of the tokens, a 64th and a 16th of them, at every budget.
+std::vector<Setting> ivf_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  const auto add = [&](const char* name, const auto& lists_of) {
+    for (const double fraction : rows) {
+      std::array<char, 64> label;
+      (void)std::snprintf(label.data(), label.size(), "lists=%s rows=%g", name, fraction);
+      const auto run = [=](Trial& trial) {
+        const int lists = lists_of(trial.workbench().middle().size());
+        const auto clusters = trial.workbench().clusters(lists, trial.seed());
+        if (!clusters.ok()) return clusters.status();
+        trial.note_index_bytes((*clusters)->index->bytes());
+        // Every centroid, and every token's list.
+        const TokenId n = trial.workbench().middle().size();
+        const int dim = trial.workbench().capture().shape().head_dim;
+        trial.note_index_reads({.bytes_per_token = 2.0 + 4.0 * dim * lists / n});
+        const auto sampler = InvertedFile::create({.fraction = fraction}, ClusterScores(lists));
+        if (!sampler.ok()) return sampler.status();
+        return trial.decode(*sampler, *(*clusters)->index);
+      };
+      settings.push_back({.label = label.data(), .run = run});
+    }
+  };
+  add("sqrt(n)", [](TokenId n) { return static_cast<int>(std::sqrt(n)); });
+  add("n/64", [](TokenId n) { return KeyClusters::default_lists(n); });
+  add("n/16", [](TokenId n) { return n / 16 + 1; });
   return settings;
 }
 

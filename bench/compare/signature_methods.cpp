@@ -11,6 +11,7 @@
 #include "magicpig/hash/haar.hpp"
 #include "magicpig/hash/product_quantiser.hpp"
 #include "magicpig/sample/code_scores.hpp"
+#include "magicpig/sample/top_k.hpp"
 #include "magicpig/sample/top_p.hpp"
 
 namespace magicpig::bench {
@@ -75,6 +76,28 @@ std::vector<Setting> signature_draw_settings(std::span<const double> rows) {
   add_settings<Systematic>("certain=0.25 ", bits, rows, {.budget = {}, .certain = 0.25}, settings);
   add_settings<Systematic>("certain=0.5 ", bits, rows, {.budget = {}, .certain = 0.5}, settings);
   add_settings<Systematic, ScalarQuantiser<HaarRotation>>("haar ", bits, rows, {}, settings);
+  return settings;
+}
+
+// Trained codes ranked for each head by itself, at every budget.
+std::vector<Setting> pq_settings(std::span<const double> rows) {
+  std::vector<Setting> settings;
+  for (const int bits : {1, 2, 4}) {
+    for (const double fraction : rows) {
+      std::array<char, 32> label;
+      std::snprintf(label.data(), label.size(), "bits=%d rows=%g", bits, fraction);
+      settings.push_back({.label = label.data(), .run = [=](Trial& trial) {
+                            const auto codes =
+                                trial.workbench().codes<ProductQuantiser>(bits, trial.seed());
+                            if (!codes.ok()) return codes.status();
+                            note_signatures(**codes, trial);
+                            const auto sampler = TopK<CodeScores>::create(
+                                {.fraction = fraction}, CodeScores(*(*codes)->quantiser));
+                            if (!sampler.ok()) return sampler.status();
+                            return trial.decode(*sampler, *(*codes)->index);
+                          }});
+    }
+  }
   return settings;
 }
 

@@ -3,6 +3,7 @@
 // decode().
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -23,6 +24,8 @@
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "magicpig/index/hash_codes.hpp"
+#include "magicpig/index/key_clusters.hpp"
+#include "magicpig/index/label_cache.hpp"
 #include "magicpig/index/page_bounds.hpp"
 #include "magicpig/index/sign_codes.hpp"
 #include "relative_error.hpp"
@@ -65,6 +68,16 @@ struct Pages {
 struct LearnedRows {
   std::unique_ptr<LearnedHash> hash;  // stays where it is: the index refers to it
   std::optional<SignCodes> index;
+};
+
+/// Labels over the middle of a capture.
+struct Labels {
+  std::optional<LabelCache> index;
+};
+
+/// Clusters of keys over the middle of a capture.
+struct Clusters {
+  std::optional<KeyClusters> index;
 };
 
 /// A capture with its query rows, middle and exact attention, and the indexes of the current seed.
@@ -139,6 +152,26 @@ class Workbench {
       const Status status = build_middle(*made.index);
       if (status.ok()) return status;
       return Status::error(status.code(), "%.120s: %s", learned_.c_str(), status.message());
+    });
+  }
+
+  /// Labels of `channels` channels, calibrated on the query rows that are not asked or on the keys
+  /// alone; as pages(), they have no seed.
+  [[nodiscard]] Result<const Labels*> labels(int channels, bool by_queries, std::uint64_t seed) {
+    return kept<Labels>({channels, by_queries ? 1 : 0}, seed,
+                        [&](Labels& made) { return build(channels, by_queries, made); });
+  }
+
+  /// Clusters around `lists` centroids per KV head, found from `seed`.
+  [[nodiscard]] Result<const Clusters*> clusters(int lists, std::uint64_t seed) {
+    return kept<Clusters>({lists, 0}, seed, [&](Clusters& made) {
+      auto index = KeyClusters::create({.kv_heads = capture_.shape().kv_heads,
+                                        .dim = capture_.shape().head_dim,
+                                        .lists = lists,
+                                        .seed = seed});
+      if (!index.ok()) return index.status();
+      made.index.emplace(std::move(*index));
+      return build_middle(*made.index);
     });
   }
 
@@ -219,6 +252,47 @@ class Workbench {
     if (!index.ok()) return index.status();
     pages.index.emplace(std::move(*index));
     return build_middle(*pages.index);
+  }
+
+  Status build(int channels, bool by_queries, Labels& labels) const {
+    auto index = LabelCache::create({.kv_heads = capture_.shape().kv_heads,
+                                     .dim = capture_.shape().head_dim,
+                                     .channels = channels},
+                                    by_queries ? channel_importance() : std::vector<float>());
+    if (!index.ok()) return index.status();
+    labels.index.emplace(std::move(*index));
+    return build_middle(*labels.index);
+  }
+
+  // [kv_heads, dim] the mean of |q_j k_j| over the keys of the middle and the queries of the group
+  // in rows that are not asked, or in all where all are.
+  [[nodiscard]] std::vector<float> channel_importance() const {
+    const Shape& shape = capture_.shape();
+    const auto dim = static_cast<std::size_t>(shape.head_dim);
+    const auto width = static_cast<std::size_t>(shape.group()) * dim;
+    std::vector<double> queries(static_cast<std::size_t>(shape.kv_heads) * dim);
+    for (int row = 0; row < capture_.query_rows(); ++row) {
+      const bool asked = std::binary_search(rows_.begin(), rows_.end(), row);
+      if (asked && static_cast<int>(rows_.size()) < capture_.query_rows()) continue;
+      const auto query = capture_.query(row);
+      for (std::size_t i = 0; i < query.size(); ++i) {
+        queries[i / width * dim + i % dim] += std::fabs(static_cast<double>(query[i]));
+      }
+    }
+    std::vector<float> importance;
+    capture_.with_key_values([&](const auto& key_values) {
+      for (int h = 0; h < shape.kv_heads; ++h) {
+        for (int j = 0; j < shape.head_dim; ++j) {
+          double keys = 0.0;
+          for (TokenId t = middle_.begin; t < middle_.end; ++t) {
+            keys += std::fabs(static_cast<double>(to_float(key_values.key(h, t)[j])));
+          }
+          importance.push_back(
+              static_cast<float>(queries[importance.size()] * keys / middle_.size()));
+        }
+      }
+    });
+    return importance;
   }
 
   template <class IndexType>

@@ -14,8 +14,8 @@ SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
 NO_INDEX = ["exact", "topk", "top_p", "uniform", "oracle_multinomial", "oracle_ht"]
 METHODS = [*NO_INDEX, "magicpig", "tables", "signatures", "trained_signatures", "signature_draws", "top_p_estimated",
-           "quest", "socket", "vattention", "uniform_tail"]
-NO_SEED = ("exact", "topk", "top_p", "quest")
+           "pq", "quest", "socket", "vattention", "uniform_tail", "double_sparsity", "ivf"]
+NO_SEED = ("exact", "topk", "top_p", "quest", "double_sparsity")
 FIGURES = [
     "rows",
     "index_bytes_per_token",

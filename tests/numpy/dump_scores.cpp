@@ -12,6 +12,8 @@
 #include "compare/trial.hpp"
 #include "dump.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/sample/cluster_scores.hpp"
+#include "magicpig/sample/label_scores.hpp"
 #include "magicpig/sample/page_scores.hpp"
 #include "magicpig/sample/soft_collisions.hpp"
 
@@ -63,6 +65,33 @@ void dump_pages(Workbench& bench, int page, Dump& dump) {
               dump);
 }
 
+void dump_labels(Workbench& bench, int channels, bool by_queries, Dump& dump) {
+  const auto labels = bench.labels(channels, by_queries, 1);
+  if (!labels.ok()) fail(labels.status().message());
+  const std::string name = std::string("double_sparsity_") + (by_queries ? "queries_" : "keys_") +
+                           std::to_string(channels) + ".f32";
+  dump_scores(bench, LabelScores(channels), *(*labels)->index, name.c_str(), dump);
+}
+
+// ivf_centroids.f32 [kv_heads, lists, dim], and ivf_lists.u16 [kv_heads, middle].
+void dump_clusters(Workbench& bench, Dump& dump) {
+  const auto clusters = bench.clusters(100, 1);
+  if (!clusters.ok()) fail(clusters.status().message());
+  const KeyClusters& index = *(*clusters)->index;
+  for (int h = 0; h < index.kv_heads(); ++h) {
+    std::vector<float> centroids;
+    for (int l = 0; l < index.lists(); ++l) {
+      for (int j = 0; j < index.dim(); ++j) {
+        centroids.push_back(index.centroids(h).data[Panels::place(l, j, index.dim())]);
+      }
+    }
+    dump.append<float>("ivf_centroids.f32", centroids);
+    dump.append<std::uint16_t>(
+        "ivf_lists.u16", {index.list_of(h), static_cast<std::size_t>(index.indexed().size())});
+  }
+  dump_scores(bench, ClusterScores(index.lists()), index, "ivf.f32", dump);
+}
+
 // socket_planes.f32 [bits * tables, dim], and socket_codes.u16 [kv_heads, tables, middle].
 void dump_soft_collisions(Workbench& bench, Dump& dump) {
   const auto hashed = bench.hash_codes(8, 60, false, 1);
@@ -102,4 +131,7 @@ int main(int argc, char** argv) {
   dump.append<std::int32_t>("rows.i32", (*bench)->rows());
   for (const int page : {16, 32, 64}) dump_pages(**bench, page, dump);
   dump_soft_collisions(**bench, dump);
+  dump_clusters(**bench, dump);
+  dump_labels(**bench, 8, false, dump);
+  dump_labels(**bench, 16, true, dump);
 }

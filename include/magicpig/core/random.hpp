@@ -20,7 +20,8 @@ enum class Purpose : std::uint32_t {
   kMultinomial = 4,
   kRotation = 5,
   kSystematic = 6,
-  kQuantiser = 7
+  kQuantiser = 7,
+  kClusters = 8
 };
 
 /// Names one stream of random numbers. Two streams that differ in any field are independent.

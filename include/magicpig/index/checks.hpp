@@ -2,6 +2,11 @@
 // What every index refuses before it looks at a key.
 #pragma once
 
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
@@ -43,6 +48,55 @@ template <KeyValueSource Source>
                          source.tokens());
   }
   return Status();
+}
+
+/// Error: a backend without workers.
+template <class Backend>
+[[nodiscard]] Status check_workers(const Backend& backend) noexcept {
+  const int workers = backend.executor.workers();
+  if (workers >= 1) return Status();
+  return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
+}
+
+/// A key of a cache; no key at all where `token` is negative.
+struct KeyPlace {
+  TokenId token = -1;
+  int kv_head = 0;
+};
+
+/// The first of `tokens`, and of its KV heads, whose key has a coordinate that is not a number or
+/// beyond `limit` in magnitude.
+template <class Backend, KeyValueSource Source>
+[[nodiscard]] KeyPlace first_key_beyond(const Backend& backend, const Source& source,
+                                        TokenRange tokens, float limit) noexcept {
+  std::atomic<std::int64_t> first{INT64_MAX};  // (token, head)
+  backend.executor.parallel_for(source.kv_heads(), [&](int h, int) {
+    for (TokenId t = tokens.begin; t < tokens.end; ++t) {
+      const auto* key = source.key(h, t);
+      bool fits = true;
+      for (int j = 0; j < source.head_dim(); ++j) fits &= std::fabs(scalar_at(key, j)) <= limit;
+      if (fits) continue;
+      const std::int64_t here = (std::int64_t{t} << 24) | h;
+      for (std::int64_t seen = first.load();
+           here < seen && !first.compare_exchange_weak(seen, here);)
+        ;
+      return;
+    }
+  });
+  if (first.load() == INT64_MAX) return {};
+  return {.token = static_cast<TokenId>(first.load() >> 24),
+          .kv_head = static_cast<int>(first.load() & ((1 << 24) - 1))};
+}
+
+/// Error: a key that is not finite.
+template <class Backend, KeyValueSource Source>
+[[nodiscard]] Status check_finite_keys(const Backend& backend, const Source& source,
+                                       TokenRange tokens) noexcept {
+  const KeyPlace bad =
+      first_key_beyond(backend, source, tokens, (std::numeric_limits<float>::max)());
+  if (bad.token < 0) return Status();
+  return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
+                       bad.token, bad.kv_head);
 }
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -2,7 +2,6 @@
 // Pages of keys by their least and largest coordinates: an index that bounds inner products.
 #pragma once
 
-#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -75,11 +74,8 @@ class PageBounds {
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
-    const int workers = backend.executor.workers();
     Status status = check_source(source, kv_heads(), dim(), end);
-    if (status.ok() && workers < 1) {
-      status = Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
-    }
+    if (status.ok()) status = check_workers(backend);
     const TokenRange fresh{.begin = range_.end, .end = end};
     if (status.ok()) status = check_keys(backend, source, fresh);
     if (!status.ok()) return status;
@@ -151,32 +147,18 @@ class PageBounds {
   template <class Backend, KeyValueSource Source>
   [[nodiscard]] Status check_keys(const Backend& backend, const Source& source,
                                   TokenRange tokens) const noexcept {
-    std::atomic<std::int64_t> bad{INT64_MAX};  // (token, head)
-    backend.executor.parallel_for(kv_heads(), [&](int h, int) {
-      for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-        const auto* key = source.key(h, t);
-        bool fits = true;
-        for (int j = 0; j < dim(); ++j) fits &= std::fabs(scalar_at(key, j)) <= kLimit;
-        if (fits) continue;
-        const std::int64_t here = (std::int64_t{t} << 24) | h;
-        for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
-          ;
-        return;
-      }
-    });
-    if (bad.load() == INT64_MAX) return Status();
-    const auto head = static_cast<int>(bad.load() & ((1 << 24) - 1));
-    const auto token = static_cast<TokenId>(bad.load() >> 24);
+    const KeyPlace bad = first_key_beyond(backend, source, tokens, kLimit);
+    if (bad.token < 0) return Status();
     for (int j = 0; j < dim(); ++j) {
-      if (!std::isfinite(scalar_at(source.key(head, token), j))) {
+      if (!std::isfinite(scalar_at(source.key(bad.kv_head, bad.token), j))) {
         return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
-                             token, head);
+                             bad.token, bad.kv_head);
       }
     }
     return Status::error(ErrorCode::kInvalidArgument,
                          "the key of token %d, KV head %d has a coordinate beyond the %g that page "
                          "bounds can hold",
-                         token, head, static_cast<double>(kLimit));
+                         bad.token, bad.kv_head, static_cast<double>(kLimit));
   }
 
   // Takes `key` into the page of token t, whose first token begins it.

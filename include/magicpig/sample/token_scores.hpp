@@ -17,9 +17,9 @@ namespace magicpig::inline MAGICPIG_ABI {
 
 /// A number for each query head of a group and each indexed token of its KV head, the larger the
 /// more the token is wanted: head g, token indexed().begin + i at [g * n + i], n =
-/// indexed().size(). Models: ExactScores, CodeScores, PageScores, AgreementScores. Immutable;
-/// `carve` takes scratch from an arena, `compute` fills it. What reads scores takes any of them:
-/// TopK, TopP.
+/// indexed().size(). Models: ExactScores, CodeScores, PageScores, SoftCollisions, AgreementScores,
+/// LabelScores, ClusterScores. Immutable; `carve` takes scratch from an arena, `compute` fills it.
+/// What reads scores takes any of them: TopK, TopP.
 ///
 /// kLogits says that a score estimates q.k, unscaled, but for what all tokens share, so that
 /// a softmax of the scores estimates that of the logits.
