@@ -7,7 +7,7 @@
 namespace magicpig::bench {
 
 std::span<const Method> all_methods() {
-  static constexpr std::array<Method, 17> kMethods{{
+  static constexpr std::array<Method, 18> kMethods{{
       {"exact", "attention over every token", exact_settings},
       {"topk", "each head its own tokens of largest logit, their union the budget", top_k_settings},
       {"top_p", "each head the fewest tokens that hold p of its softmax, exact logits",
@@ -21,6 +21,7 @@ std::span<const Method> all_methods() {
        published_settings},
       {"tables", "(K, L) tables with other thresholds t, probing radius r, uniform share rho",
        table_settings},
+      {"cross_polytope", "the same rule with cross-polytope hashes", cross_polytope_settings},
       {"signatures", "one draw per KV head by packed codes of 1 to 4 bits per dimension",
        signature_settings},
       {"trained_signatures", "the same with codes trained on the keys: product quantisation",

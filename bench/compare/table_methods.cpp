@@ -2,6 +2,8 @@
 // Methods on bucket tables: the published rule, and settings of (K, L, t, r, rho) beyond it.
 #include <array>
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -95,6 +97,36 @@ std::vector<Setting> table_settings(std::span<const double>) {
       {.bits = 14, .tables = 110, .min_collisions = 2, .radius = 1, .rho = 0.005},
   }};
   return settings_of(kSettings);
+}
+
+// Cross-polytopes, at least 2 collisions: of 8 bits each, and two of 5 to a code.
+std::vector<Setting> cross_polytope_settings(std::span<const double>) {
+  struct Polytopes {
+    int bits;
+    int tables;
+    int parts;
+  };
+  std::vector<Setting> settings;
+  for (const auto& [bits, tables, parts] : {Polytopes{8, 35, 1}, {8, 75, 1}, {10, 120, 2}}) {
+    std::array<char, 64> label;
+    (void)std::snprintf(label.data(), label.size(), "K=%d%s L=%d t=2", bits,
+                        parts == 2 ? " in 2 parts" : "", tables);
+    // Its curve takes about a second and is the same for every capture and seed.
+    const auto kept = std::make_shared<std::optional<Collisions>>();
+    const auto run = [=, bits = bits, tables = tables, parts = parts](Trial& trial) {
+      const auto made = trial.workbench().cross_polytope_tables(bits, tables, parts, trial.seed());
+      if (!made.ok()) return made.status();
+      trial.note_index_bytes((*made)->index->bytes());
+      if (!kept->has_value()) {
+        auto sampler = Collisions::create(*(*made)->family, {});
+        if (!sampler.ok()) return sampler.status();
+        kept->emplace(std::move(*sampler));
+      }
+      return trial.decode(**kept, *(*made)->index);
+    };
+    settings.push_back({.label = label.data(), .run = run});
+  }
+  return settings;
 }
 
 }  // namespace magicpig::bench
