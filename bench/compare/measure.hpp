@@ -95,9 +95,9 @@ struct Outcome {
   /// value_dim].
   std::vector<double> error_sums;
   std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
-  std::vector<double> bounds_95;       ///< of the error, as reported; likewise
-  std::vector<double> looks;           ///< of a promise, one per seed, query and KV head
-  std::vector<double> dense;           ///< 1 where it took every token, else 0; likewise
+  std::vector<double> bounds_95 = {};  ///< of the error, as reported; likewise
+  std::vector<double> looks = {};      ///< of a promise, one per seed, query and KV head
+  std::vector<double> dense = {};      ///< 1 where it took every token, else 0; likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
   std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
   double index_bytes_per_token = 0.0;  ///< per KV head

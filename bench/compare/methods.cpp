@@ -19,6 +19,7 @@ std::span<const Method> all_methods() {
        published_settings},
       {"tables", "(K, L) tables with other thresholds t, probing radius r, uniform share rho",
        table_settings},
+      {"cross_polytope", "the same rule with cross-polytope hashes", cross_polytope_settings},
       {"signatures", "one draw per KV head by packed codes of 1 to 4 bits per dimension",
        signature_settings},
       {"trained_signatures", "the same with codes trained on the keys: product quantisation",

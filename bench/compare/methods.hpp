@@ -44,6 +44,7 @@ inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};
 [[nodiscard]] std::vector<Setting> poisson_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> published_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> table_settings(std::span<const double> rows);
+[[nodiscard]] std::vector<Setting> cross_polytope_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> trained_settings(std::span<const double> rows);
 [[nodiscard]] std::vector<Setting> signature_draw_settings(std::span<const double> rows);

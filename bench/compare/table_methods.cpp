@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -45,21 +47,22 @@ struct TableSetting {
 
 // What looking up all query rows reads: two offsets and the ids of each bucket, once for all
 // heads of a group, and the norm of each candidate.
-IndexReads table_reads(const TableSetting& setting, const BucketTables<SimHash>& index,
-                       const Workbench& bench) {
+template <class Family>
+IndexReads table_reads(int radius, const BucketTables<Family>& index, const Workbench& bench) {
   const Shape& shape = bench.capture().shape();
-  const SimHash& family = index.family();
+  const Family& family = index.family();
   const auto group = static_cast<std::size_t>(shape.group());
   const auto width = group * static_cast<std::size_t>(shape.head_dim);
-  const auto tables = static_cast<std::size_t>(setting.tables);
-  const HammingBall ball = HammingBall::create(setting.bits, setting.radius).value();
+  const auto tables = static_cast<std::size_t>(family.tables());
+  const HammingBall ball = HammingBall::create(family.bits(), radius).value();
   std::vector<Code> codes(group * tables);
   std::vector<float> scratch(family.scratch_floats(shape.group()));
   IndexReads reads{.bytes_per_row = sizeof(float)};
   for (const int row : bench.rows()) {
     for (int h = 0; h < shape.kv_heads; ++h) {
-      family.hash<Ops>(bench.capture().query(row).data() + static_cast<std::size_t>(h) * width,
-                       shape.group(), codes.data(), scratch.data());
+      family.template hash<Ops>(
+          bench.capture().query(row).data() + static_cast<std::size_t>(h) * width, shape.group(),
+          codes.data(), scratch.data());
       std::set<std::pair<std::size_t, int>> buckets;  // table and code
       for (std::size_t i = 0; i < codes.size(); ++i) {
         for (const Code mask : ball.masks()) buckets.insert({i % tables, codes[i] ^ mask});
@@ -82,7 +85,7 @@ Status run_tables(const TableSetting& setting, Trial& trial) {
   if (!tables.ok()) return tables.status();
   const BucketTables<SimHash>& index = *(*tables)->index;
   trial.note_index_bytes(index.bytes());
-  trial.note_index_reads(table_reads(setting, index, trial.workbench()));
+  trial.note_index_reads(table_reads(setting.radius, index, trial.workbench()));
   Result<Collisions> sampler = Collisions::create(
       *(*tables)->family,
       {.min_collisions = setting.min_collisions, .probe_radius = setting.radius});
@@ -135,6 +138,37 @@ std::vector<Setting> table_settings(std::span<const double>) {
       {.bits = 14, .tables = 110, .min_collisions = 2, .radius = 1, .rho = 0.005},
   }};
   return settings_of(kSettings);
+}
+
+// Cross-polytopes, at least 2 collisions: of 8 bits each, and two of 5 to a code.
+std::vector<Setting> cross_polytope_settings(std::span<const double>) {
+  struct Polytopes {
+    int bits;
+    int tables;
+    int parts;
+  };
+  std::vector<Setting> settings;
+  for (const auto& [bits, tables, parts] : {Polytopes{8, 35, 1}, {8, 75, 1}, {10, 120, 2}}) {
+    std::array<char, 64> label;
+    (void)std::snprintf(label.data(), label.size(), "K=%d%s L=%d t=2", bits,
+                        parts == 2 ? " in 2 parts" : "", tables);
+    // Its curve takes about a second and is the same for every capture and seed.
+    const auto kept = std::make_shared<std::optional<Collisions>>();
+    const auto run = [=, bits = bits, tables = tables, parts = parts](Trial& trial) {
+      const auto made = trial.workbench().cross_polytope_tables(bits, tables, parts, trial.seed());
+      if (!made.ok()) return made.status();
+      trial.note_index_bytes((*made)->index->bytes());
+      trial.note_index_reads(table_reads(0, *(*made)->index, trial.workbench()));
+      if (!kept->has_value()) {
+        auto sampler = Collisions::create(*(*made)->family, {});
+        if (!sampler.ok()) return sampler.status();
+        kept->emplace(std::move(*sampler));
+      }
+      return trial.decode(**kept, *(*made)->index);
+    };
+    settings.push_back({.label = label.data(), .run = run});
+  }
+  return settings;
 }
 
 }  // namespace magicpig::bench

@@ -23,6 +23,7 @@
 #include "learned_weights.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
+#include "magicpig/hash/cross_polytope.hpp"
 #include "magicpig/index/hash_codes.hpp"
 #include "magicpig/index/key_clusters.hpp"
 #include "magicpig/index/label_cache.hpp"
@@ -44,12 +45,13 @@ struct TrialConfig {
 };
 
 /// (K, L) hash codes over the middle of a capture, in tables or as they are, with their planes.
-template <template <class> class IndexOf>
+template <template <class> class IndexOf, class Family = SimHash>
 struct Hashed {
-  std::unique_ptr<SimHash> family;  // stays where it is: the index refers to it
-  std::optional<IndexOf<SimHash>> index;
+  std::unique_ptr<Family> family;  // stays where it is: the index refers to it
+  std::optional<IndexOf<Family>> index;
 };
 using Tables = Hashed<BucketTables>;
+using CrossPolytopeTables = Hashed<BucketTables, CrossPolytope>;
 using CodeRows = Hashed<HashCodes>;
 
 /// Codes over the middle of a capture, with their quantiser.
@@ -122,6 +124,21 @@ class Workbench {
     return kept<Tables>({bits, tables}, seed, [&](Tables& made) {
       return build(config, made, {.kv_heads = capture_.shape().kv_heads});
     });
+  }
+
+  /// The same of cross-polytopes, `parts` of them to a code.
+  [[nodiscard]] Result<const CrossPolytopeTables*> cross_polytope_tables(int bits, int tables,
+                                                                         int parts,
+                                                                         std::uint64_t seed) {
+    const CrossPolytopeConfig config{.dim = capture_.shape().head_dim,
+                                     .bits = bits,
+                                     .tables = tables,
+                                     .parts = parts,
+                                     .seed = seed};
+    return kept<CrossPolytopeTables>(
+        {bits * 16 + parts, tables}, seed, [&](CrossPolytopeTables& made) {
+          return build(config, made, {.kv_heads = capture_.shape().kv_heads});
+        });
   }
 
   /// The same codes as they are, of keys that are centred or not, with the norms of values.
@@ -234,13 +251,13 @@ class Workbench {
     return build_middle(*codes.index);
   }
 
-  template <template <class> class IndexOf>
-  Status build(const HashConfig& config, Hashed<IndexOf>& hashed,
-               const typename IndexOf<SimHash>::Config& index_config) const {
-    Result<SimHash> family = SimHash::create(config);
+  template <class FamilyConfig, template <class> class IndexOf, class Family>
+  Status build(const FamilyConfig& config, Hashed<IndexOf, Family>& hashed,
+               const typename IndexOf<Family>::Config& index_config) const {
+    Result<Family> family = Family::create(config);
     if (!family.ok()) return family.status();
-    hashed.family = std::make_unique<SimHash>(std::move(*family));
-    auto index = IndexOf<SimHash>::create(*hashed.family, index_config);
+    hashed.family = std::make_unique<Family>(std::move(*family));
+    auto index = IndexOf<Family>::create(*hashed.family, index_config);
     if (!index.ok()) return index.status();
     hashed.index.emplace(std::move(*index));
     return build_middle(*hashed.index);

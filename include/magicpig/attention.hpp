@@ -5,6 +5,7 @@
 // The map. Everything below is read from top to bottom by decode_head(), the algorithm:
 //
 //   hash        hash/simhash.hpp, rademacher.hpp, orthogonal.hpp   families of hash functions
+//               hash/cross_polytope.hpp
 //               hash/scalar_quantiser.hpp, product_quantiser.hpp   codes, random or trained
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
 //               index/signatures.hpp                               or by the codes of a quantiser

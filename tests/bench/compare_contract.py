@@ -13,8 +13,8 @@ HEADS, KV_HEADS, ROWS, TOKENS, DIM = 4, 2, 8, 700, 16
 SINK, LOCAL = 4, 64
 MIDDLE = TOKENS - ROWS - LOCAL - SINK
 NO_INDEX = ["exact", "topk", "top_p", "uniform", "oracle_multinomial", "oracle_ht"]
-METHODS = [*NO_INDEX, "magicpig", "tables", "signatures", "trained_signatures", "signature_draws", "top_p_estimated",
-           "pq", "quest", "socket", "vattention", "uniform_tail", "double_sparsity", "ivf"]
+METHODS = [*NO_INDEX, "magicpig", "tables", "cross_polytope", "signatures", "trained_signatures", "signature_draws",
+           "top_p_estimated", "pq", "quest", "socket", "vattention", "uniform_tail", "double_sparsity", "ivf"]
 NO_SEED = ("exact", "topk", "top_p", "quest", "double_sparsity")
 FIGURES = [
     "rows",

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "magicpig/hash/cross_polytope.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/sample/collision.hpp"
 #include "magicpig/sample/defensive.hpp"
@@ -115,6 +116,38 @@ TEST_CASE("HorvitzThompsonSums.are_unbiased_with_their_exact_variance_for_t_1_2_
 
 TEST_CASE("HorvitzThompsonSums.are_unbiased_with_their_exact_variance_when_probing") {
   check_rules({.bits = 6, .tables = 18, .radius = 1}, replications(2400));
+}
+
+TEST_CASE("HorvitzThompsonSums.are_unbiased_with_cross_polytopes_and_not_by_the_law_of_signs") {
+  const std::uint64_t seed = first_seed();
+  INFO("seed ", seed);
+  const Trial trial;
+  const DesignConfig config{.bits = 5, .tables = 12};
+  const int seeds = replications(2400);
+  const auto family = CrossPolytope::create({.dim = 32, .bits = 5, .tables = 12});
+  const auto signs = SimHash::create({.dim = 32, .bits = 5, .tables = 12});
+  REQUIRE(family.ok());
+  REQUIRE(signs.ok());
+  const auto sampler = Collisions::create(*family, {});
+  const auto mistaken = Collisions::create(*signs, {});
+  REQUIRE(sampler.ok());
+  REQUIRE(mistaken.ok());
+  Estimates estimates;
+  Estimates wrong;
+  for_each_seed<CrossPolytope>(trial, config, seeds, [&](const auto& index, std::uint64_t s) {
+    estimates.add(estimate(trial, *sampler, SelfNormalised{}, index, s));
+    wrong.add(estimate(trial, *mistaken, SelfNormalised{}, index, s));
+  });
+  for (int head = 0; head < 2; ++head) {
+    CAPTURE(head);
+    const auto h = static_cast<std::size_t>(head);
+    const Sums exact = trial.exact(head);
+    CHECK(std::abs(estimates.normaliser[h].z(exact.normaliser)) < kZ);
+    for (std::size_t i = 0; i < kDirections; ++i) {
+      CHECK(std::abs(estimates.numerator[h][i].z(exact.numerator[i])) < kZ);
+    }
+    CHECK(std::abs(wrong.normaliser[h].z(exact.normaliser)) > 2.0 * kZ);
+  }
 }
 
 TEST_CASE("HajekRatio.is_off_by_its_predicted_first_order_bias") {

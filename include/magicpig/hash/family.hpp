@@ -15,14 +15,17 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// Vectors hashed together; families may read their planes once for all of them.
 inline constexpr int kHashBatch = kMaxGroup;
 
-/// L independent hash functions onto [0, buckets()). Immutable once made, so that any number of
-/// threads and indexes share one.
+/// L independent hash functions onto [0, bucket_count(bits())). Immutable once made, so that any
+/// number of threads and indexes share one.
 template <class F>
 concept HashFamily = requires(const F& family, const float* vectors, Code* codes, float* scratch,
                               double cosine) {
   { family.dim() } -> std::convertible_to<int>;
   { family.bits() } -> std::convertible_to<int>;    // K: a code has K bits
   { family.tables() } -> std::convertible_to<int>;  // L
+  // whether codes near in Hamming distance are likelier of near vectors, so that radii beyond 0
+  // have a meaning
+  { F::kHammingBalls } -> std::convertible_to<bool>;
   // P(codes of two vectors in one table differ in at most `radius` bits), by their cosine
   { family.table_collision(cosine, 0) } -> std::same_as<double>;
   // floats of scratch for hashing `count` vectors

@@ -29,6 +29,22 @@ struct HashConfig {
   std::uint32_t layer = 0;  ///< gives each layer planes of its own under one seed
 };
 
+/// Errors: dim outside [1, kMaxDim], bits outside [1, kMaxBits], tables outside [1, kMaxTables].
+[[nodiscard]] inline Status check_hash_config(int dim, int bits, int tables) noexcept {
+  if (dim < 1 || dim > kMaxDim) {
+    return Status::error(ErrorCode::kInvalidArgument, "dim %d must lie in [1, %d]", dim, kMaxDim);
+  }
+  if (bits < 1 || bits > kMaxBits) {
+    return Status::error(ErrorCode::kInvalidArgument, "bits (K) %d must lie in [1, %d]", bits,
+                         kMaxBits);
+  }
+  if (tables < 1 || tables > kMaxTables) {
+    return Status::error(ErrorCode::kInvalidArgument, "tables (L) %d must lie in [1, %d]", tables,
+                         kMaxTables);
+  }
+  return Status();
+}
+
 /// The randomness of one plane.
 [[nodiscard]] constexpr RandomStream plane_stream(const HashConfig& config, int plane) {
   return RandomStream({.seed = config.seed,
@@ -50,20 +66,12 @@ struct HashConfig {
 template <class Planes>
 class SignProjection {
  public:
+  static constexpr bool kHammingBalls = true;
+
   /// Errors: dim outside [1, kMaxDim], bits outside [1, 15], tables outside [1, 1024], memory.
   [[nodiscard]] static Result<SignProjection> create(const HashConfig& config) noexcept {
-    if (config.dim < 1 || config.dim > kMaxDim) {
-      return Status::error(ErrorCode::kInvalidArgument, "dim %d must lie in [1, %d]", config.dim,
-                           kMaxDim);
-    }
-    if (config.bits < 1 || config.bits > kMaxBits) {
-      return Status::error(ErrorCode::kInvalidArgument, "bits (K) %d must lie in [1, %d]",
-                           config.bits, kMaxBits);
-    }
-    if (config.tables < 1 || config.tables > kMaxTables) {
-      return Status::error(ErrorCode::kInvalidArgument, "tables (L) %d must lie in [1, %d]",
-                           config.tables, kMaxTables);
-    }
+    const Status status = check_hash_config(config.dim, config.bits, config.tables);
+    if (!status.ok()) return status;
     SignProjection family(config);
     const auto count = static_cast<std::size_t>(family.plane_count());
     Buffer<float> planes;

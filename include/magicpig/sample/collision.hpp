@@ -81,7 +81,8 @@ class Collisions {
   static constexpr bool kClustered = true;
 
   /// Tabulates the curve for the K, L and collision probability of `family`; draws are only valid
-  /// on indexes of such a family. Errors: t outside [1, 3] or above L, r outside [0, K], memory.
+  /// on indexes of such a family. Errors: t outside [1, 3] or above L, r outside [0, K] or above 0
+  /// for a family without Hamming balls, memory.
   template <HashFamily Family>
   [[nodiscard]] static Result<Collisions> create(const Family& family,
                                                  const CollisionConfig& config) noexcept {
@@ -90,6 +91,12 @@ class Collisions {
       return Status::error(ErrorCode::kInvalidArgument,
                            "min_collisions (t) %d must lie in [1, 3] and not exceed L = %d",
                            config.min_collisions, family.tables());
+    }
+    if (!Family::kHammingBalls && config.probe_radius != 0) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "probing radius %d must be 0: codes of this family that differ in a few "
+                           "bits are no nearer than others",
+                           config.probe_radius);
     }
     Result<HammingBall> ball = HammingBall::create(family.bits(), config.probe_radius);
     if (!ball.ok()) return ball.status();
