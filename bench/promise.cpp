@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // magicpig_promise: how often promised errors are exceeded on captured attention, and at what rows.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -33,6 +34,7 @@ struct Options {
   double base = 0.01;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string json;
+  std::vector<std::string> ways;
   TrialConfig trial;
 };
 
@@ -184,7 +186,11 @@ Status run(const Options& options) {
     if (!bench.ok()) return bench.status();
     benches.push_back(std::move(*bench));
   }
-  const std::vector<Way> ways = all_ways(options);
+  std::vector<Way> ways;
+  for (Way& way : all_ways(options)) {
+    const bool wanted = std::count(options.ways.begin(), options.ways.end(), way.name) > 0;
+    if (options.ways.empty() || wanted) ways.push_back(std::move(way));
+  }
   std::vector<Account> accounts(ways.size());
   Progress progress(options.seeds * static_cast<int>(ways.size()));
   for (int seed = 0; seed < options.seeds; ++seed) {
@@ -257,6 +263,12 @@ int main(int argc, char** argv) {
   app.add_option("--base", options.base, "rows of the first look, as a fraction")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
+  std::vector<std::string> names;
+  for (const bench::Way& way : bench::all_ways(options)) names.push_back(way.name);
+  app.add_option("--ways", options.ways, "which of them, by name; default all")
+      ->delimiter(';')
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember(names));
   app.add_option("--threads", options.threads, "threads")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
