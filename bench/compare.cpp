@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
 #include <thread>
@@ -24,6 +25,7 @@ struct Options {
   int seeds = 5;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string json;
+  std::string profile;
   TrialConfig trial;
 };
 
@@ -54,6 +56,9 @@ std::string describe_methods() {
          "one thread for one query and KV head.\n";
 }
 
+const std::map<std::string, RowSet> kRowSets{
+    {"all", RowSet::kAll}, {"even", RowSet::kEven}, {"odd", RowSet::kOdd}};
+
 void declare(CLI::App& app, Options& options) {
   const auto list = [](CLI::Option* option) { option->delimiter(',')->allow_extra_args(false); };
   app.add_option("FILE", options.captures, "captures (safetensors)")->required();
@@ -82,18 +87,29 @@ void declare(CLI::App& app, Options& options) {
   app.add_option("--local", options.trial.local, "tokens before the query rows that stay exact")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--row-set", options.trial.row_set, "query rows to choose from: all, even or odd")
+      ->transform(CLI::CheckedTransformer(kRowSets))
+      ->option_text("NAME [all]");
+  app.add_option("--profile", options.profile,
+                 "JSON of magicpig_tune: the method \"profile\" beside --methods, or alone");
   app.add_option("--json", options.json, "file to write the results to");
 }
 
-std::vector<Chosen> choose(const Options& options) {
+// The methods asked for, all if none is; with a profile that one, and others only if asked for.
+Result<std::vector<Chosen>> choose(const Options& options) {
   const std::set<std::string> wanted(options.methods.begin(), options.methods.end());
   std::vector<Chosen> chosen;
+  const bool all = wanted.empty() && options.profile.empty();
   for (const Method& method : all_methods()) {
-    if (!wanted.empty() && wanted.count(method.name) == 0) continue;
+    if (!all && wanted.count(method.name) == 0) continue;
     for (Setting& setting : method.settings(options.rows)) {
       chosen.push_back({&method, std::move(setting)});
     }
   }
+  if (options.profile.empty()) return chosen;
+  Result<Profile> profile = read_profile(options.profile);
+  if (!profile.ok()) return profile.status();
+  chosen.push_back({&kProfileMethod, profile_setting(std::move(*profile))});
   return chosen;
 }
 
@@ -112,8 +128,10 @@ Status run_capture(const std::string& name, Workbench& workbench, const Options&
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       progress.step(chosen[i].method->name + (" " + chosen[i].setting.label), name);
       if (seed > 0 && !chosen[i].setting.random) continue;
-      Trial trial(workbench, {.seed = static_cast<std::uint64_t>(seed) + 1, .timed = seed == 0},
-                  outcomes[i]);
+      Trial trial(
+          workbench,
+          {.seed = static_cast<std::uint64_t>(seed) + 1, .timed = seed == 0, .capture = name},
+          outcomes[i]);
       const Status status = chosen[i].setting.run(trial);
       if (!status.ok()) return status;
     }
@@ -134,15 +152,19 @@ nlohmann::ordered_json parameters_of(const Options& options) {
           {"queries", options.trial.queries},
           {"threads", options.threads},
           {"sink", options.trial.sink},
-          {"local", options.trial.local}};
+          {"local", options.trial.local},
+          {"row_set", options.trial.row_set == RowSet::kAll    ? "all"
+                      : options.trial.row_set == RowSet::kEven ? "even"
+                                                               : "odd"}};
 }
 
 // The tables of all captures, then their mean, then the JSON.
 Status run(const Options& options) {
-  const std::vector<Chosen> chosen = choose(options);
+  const Result<std::vector<Chosen>> chosen = choose(options);
+  if (!chosen.ok()) return chosen.status();
   auto pool = ThreadPool::create(options.threads);
   if (!pool.ok()) return pool.status();
-  Progress progress(static_cast<int>(chosen.size() * options.captures.size()) * options.seeds);
+  Progress progress(static_cast<int>(chosen->size() * options.captures.size()) * options.seeds);
   std::vector<ResultRow> results;
   for (const std::string& path : options.captures) {
     const std::string name = std::filesystem::path(path).stem().string();
@@ -151,7 +173,7 @@ Status run(const Options& options) {
     auto workbench = Workbench::create(*capture, options.trial, **pool);
     if (!workbench.ok()) return workbench.status();
     const std::size_t before = results.size();
-    const Status status = run_capture(name, **workbench, options, chosen, progress, results);
+    const Status status = run_capture(name, **workbench, options, *chosen, progress, results);
     if (!status.ok()) return status;
     const TokenRange middle = (*workbench)->middle();
     print_block(name + ": " + std::to_string(middle.size()) + " tokens between sink and window",

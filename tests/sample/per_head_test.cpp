@@ -33,7 +33,11 @@ constexpr NoiseKey kNoise{.seed = 5, .step = 6, .layer = 7};
 
 // Heads 0 and 1 have codes, 2 is uniform, 3 exact.
 constexpr std::array<HeadSetting, 4> kProfile{
-    {{.kind = HeadKind::kTrainedSignatures, .bits = 1, .budget = 0.1, .temperature = 0.7},
+    {{.kind = HeadKind::kTrainedSignatures,
+      .bits = 1,
+      .budget = 0.1,
+      .temperature = 0.7,
+      .value_norms = false},
      {.kind = HeadKind::kSignatures, .bits = 3, .budget = 0.05, .certain = 0.3},
      {.kind = HeadKind::kUniform, .budget = 0.2},
      {}}};
@@ -49,7 +53,7 @@ struct Profiled {
       : backend(make_backend<ScalarOps>(executor)),
         quantisers(
             std::move(*HeadQuantisers::create(backend, problem.source(), kMiddle, profile, kSeed))),
-        index(std::move(*PerHeadIndex::create(quantisers, {.value_dim = kShape.value_dim}))),
+        index(std::move(*PerHeadIndex::create(quantisers))),
         sampler(std::move(*PerHead::create(quantisers))) {
     REQUIRE(index.build(backend, problem.source(), range).ok());
   }
@@ -68,7 +72,8 @@ struct Plain {
   Plain(const Problem<float>& problem, Q made, int head)
       : quantiser(std::move(made)),
         index(std::move(*Signatures<Q>::create(
-            quantiser, {.kv_heads = kShape.kv_heads, .value_dim = kShape.value_dim}))),
+            quantiser, {.kv_heads = kShape.kv_heads,
+                        .value_dim = setting(head).value_norms ? kShape.value_dim : 0}))),
         sampler(*Systematic::create(quantiser, {.budget = {.fraction = setting(head).budget},
                                                 .temperature = setting(head).temperature,
                                                 .certain = setting(head).certain})) {
@@ -242,7 +247,7 @@ TEST_SUITE("PerHead") {
   TEST_CASE("reads of each head's index the bytes of its own codes") {
     const Problem<float> problem = make_problem();
     const Profiled own(problem);
-    CHECK(own.index.bytes_per_token(0) == 1 * 24 / 8 + 4);
+    CHECK(own.index.bytes_per_token(0) == 1 * 24 / 8 + 2);
     CHECK(own.index.bytes_per_token(1) == 3 * 24 / 8 + 4);
     CHECK(own.index.bytes_per_token(2) == 0);
     CHECK(own.index.bytes_per_token(3) == 0);

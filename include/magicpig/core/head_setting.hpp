@@ -25,6 +25,7 @@ struct HeadSetting {
   double budget = 0.0;  ///< rows, as a fraction of the indexed tokens, in (0, 1]; not of kExact
   double temperature = 0.0;  ///< of signatures: SignatureSamplerConfig::temperature
   double certain = 0.0;      ///< of signatures: SignatureSamplerConfig::certain
+  bool value_norms = true;   ///< of signatures: whether norms of values count in a token's score
 
   [[nodiscard]] constexpr bool has_codes() const {
     return kind == HeadKind::kSignatures || kind == HeadKind::kTrainedSignatures;

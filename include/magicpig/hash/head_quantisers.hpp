@@ -39,7 +39,7 @@ class HeadQuantisers {
                                                      std::uint64_t seed = 0) noexcept {
     Status status = check_profile(profile, source.kv_heads());
     if (!status.ok()) return status;
-    HeadQuantisers all(source.kv_heads(), source.head_dim());
+    HeadQuantisers all(source);
     if (all.heads_ == nullptr) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %zu KV heads", profile.size());
     }
@@ -63,6 +63,7 @@ class HeadQuantisers {
 
   [[nodiscard]] int kv_heads() const { return kv_heads_; }
   [[nodiscard]] int dim() const { return dim_; }
+  [[nodiscard]] int value_dim() const { return value_dim_; }
   [[nodiscard]] const HeadSetting& setting(int kv_head) const { return at(kv_head).setting; }
   /// Its codes', or nothing; made for KV head 0 of one.
   [[nodiscard]] const One& quantiser(int kv_head) const { return at(kv_head).quantiser; }
@@ -73,10 +74,12 @@ class HeadQuantisers {
     One quantiser;
   };
 
-  HeadQuantisers(int kv_heads, int dim)
-      : heads_(new (std::nothrow) Head[static_cast<std::size_t>(kv_heads)]),
-        kv_heads_(kv_heads),
-        dim_(dim) {}
+  template <class Source>
+  explicit HeadQuantisers(const Source& source)
+      : heads_(new (std::nothrow) Head[static_cast<std::size_t>(source.kv_heads())]),
+        kv_heads_(source.kv_heads()),
+        dim_(source.head_dim()),
+        value_dim_(source.value_dim()) {}
 
   template <class Q>
   static Status keep(Result<Q> made, Head& head) {
@@ -91,6 +94,7 @@ class HeadQuantisers {
   std::unique_ptr<Head[]> heads_;
   int kv_heads_;
   int dim_;
+  int value_dim_;
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

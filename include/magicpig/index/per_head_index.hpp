@@ -20,21 +20,15 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// What a PerHeadIndex is made from.
-struct PerHeadIndexConfig {
-  int value_dim = 0;                     ///< as SignaturesConfig::value_dim
-  MemoryAdvice memory_advice = nullptr;  ///< as SignaturesConfig::memory_advice
-};
-
 /// For each KV head of a profile what its setting needs: Signatures of the head alone, or nothing.
 /// All heads cover the same tokens. Memory, threads: as Signatures, for the heads that have them.
 class PerHeadIndex {
  public:
-  /// An empty index. `quantisers` must outlive it and may be shared by any number of indexes.
-  /// Errors: as Signatures::create().
+  /// An empty index. `quantisers` must outlive it and may be shared by any number of indexes;
+  /// `advice` is as SignaturesConfig::memory_advice. Errors: as Signatures::create().
   [[nodiscard]] static Result<PerHeadIndex> create(const HeadQuantisers& quantisers,
-                                                   const PerHeadIndexConfig& config) noexcept {
-    PerHeadIndex index(quantisers, config);
+                                                   MemoryAdvice advice = nullptr) noexcept {
+    PerHeadIndex index(quantisers, advice);
     if (index.heads_ == nullptr) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads",
                            quantisers.kv_heads());
@@ -44,22 +38,22 @@ class PerHeadIndex {
       Head& head = index.heads_[static_cast<std::size_t>(h)];
       const HeadQuantisers::One& quantiser = quantisers.quantiser(h);
       if (const auto* random = std::get_if<HadamardQuantiser>(&quantiser)) {
-        status = keep(*random, config, head);
+        status = keep(*random, index.config(h), head);
       }
       if (const auto* trained = std::get_if<ProductQuantiser>(&quantiser)) {
-        status = keep(*trained, config, head);
+        status = keep(*trained, index.config(h), head);
       }
     }
     if (!status.ok()) return status;
     return index;
   }
-  static Result<PerHeadIndex> create(const HeadQuantisers&&, const PerHeadIndexConfig&) = delete;
+  static Result<PerHeadIndex> create(const HeadQuantisers&&, MemoryAdvice = nullptr) = delete;
 
   /// Replaces the content by the tokens of `range`, as Signatures::build() does for each head.
   /// Errors: as there, with the KV head in front; the index is then unchanged.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
-    Result<PerHeadIndex> fresh = create(*quantisers_, config_);
+    Result<PerHeadIndex> fresh = create(*quantisers_, advice_);
     if (!fresh.ok()) return fresh.status();
     Status status = check_range(range);
     if (status.ok()) status = check_source(source, kv_heads(), dim(), range.end);
@@ -121,10 +115,10 @@ class PerHeadIndex {
   }
   /// Bytes per token of one KV head in full segments, all of which a draw reads; 0 without codes.
   [[nodiscard]] std::size_t bytes_per_token(int kv_head) const {
-    const auto of = [this](const auto* own) {
-      return own == nullptr
-                 ? std::size_t{0}
-                 : own->bytes_per_token(own->quantiser().shape(), config_.value_dim != 0);
+    const bool norms = setting(kv_head).value_norms;
+    const auto of = [norms](const auto* own) {
+      return own == nullptr ? std::size_t{0}
+                            : own->bytes_per_token(own->quantiser().shape(), norms);
     };
     return of(signatures<HadamardQuantiser>(kv_head)) + of(signatures<ProductQuantiser>(kv_head));
   }
@@ -133,18 +127,22 @@ class PerHeadIndex {
   using Head =
       std::variant<std::monostate, Signatures<HadamardQuantiser>, Signatures<ProductQuantiser>>;
 
-  PerHeadIndex(const HeadQuantisers& quantisers, const PerHeadIndexConfig& config)
+  PerHeadIndex(const HeadQuantisers& quantisers, MemoryAdvice advice)
       : quantisers_(&quantisers),
-        config_(config),
+        advice_(advice),
         heads_(new (std::nothrow) Head[static_cast<std::size_t>(quantisers.kv_heads())]) {}
 
   template <class Q>
-  static Status keep(const Q& quantiser, const PerHeadIndexConfig& config, Head& head) {
-    Result<Signatures<Q>> made = Signatures<Q>::create(
-        quantiser,
-        {.kv_heads = 1, .value_dim = config.value_dim, .memory_advice = config.memory_advice});
+  static Status keep(const Q& quantiser, const SignaturesConfig& config, Head& head) {
+    Result<Signatures<Q>> made = Signatures<Q>::create(quantiser, config);
     if (made.ok()) head.emplace<Signatures<Q>>(std::move(*made));
     return made.status();
+  }
+
+  [[nodiscard]] SignaturesConfig config(int kv_head) const {
+    return {.kv_heads = 1,
+            .value_dim = setting(kv_head).value_norms ? quantisers_->value_dim() : 0,
+            .memory_advice = advice_};
   }
 
   // body(KV head, its signatures) for the heads that have them, up to the first error, which gets
@@ -168,7 +166,7 @@ class PerHeadIndex {
   }
 
   const HeadQuantisers* quantisers_;
-  PerHeadIndexConfig config_;
+  MemoryAdvice advice_;
   TokenRange range_;
   std::unique_ptr<Head[]> heads_;  // [kv_heads]
 };
