@@ -90,10 +90,11 @@ struct IndexReads {
 
 /// What one setting of one method did on one capture, over seeds, queries and heads.
 struct Outcome {
-  std::vector<double> errors;          ///< relative L2, one per seed, query and query head
-  std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
-  std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
-  std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
+  std::vector<double> errors;      ///< relative L2, one per seed, query and query head
+  std::vector<double> lse_errors;  ///< |lse - exact lse|, likewise
+  std::vector<double> rows;        ///< fraction of the middle, one per seed, query and KV head
+  std::vector<double> bytes_read;  ///< per token of the middle, likewise; see IndexReads
+  std::size_t kv_heads = 1;
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;
 };
@@ -130,6 +131,7 @@ struct ResultRow {
   double us_per_kv_head = 0.0;
   std::vector<double> error_by_seed =
       {};  ///< mean over queries and heads: what an interval is made of
+  std::vector<double> error_by_kv_head = {};  ///< mean over seeds, queries and its query heads
 };
 
 /// Writes the figures of `outcome`, of so many seeds, into `row`; the names are the caller's.
@@ -142,6 +144,13 @@ inline void summarise(const Outcome& outcome, std::size_t seeds, ResultRow& row)
   const std::size_t each = errors.size() / seeds;
   for (std::size_t s = 0; s < seeds; ++s) {
     row.error_by_seed.push_back(mean(errors.subspan(s * each, each)));
+  }
+  // Errors are in groups of a query's heads of one KV head, KV head after KV head.
+  row.error_by_kv_head.assign(outcome.kv_heads, 0.0);
+  const std::size_t group = outcome.rows.empty() ? 1 : errors.size() / outcome.rows.size();
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    row.error_by_kv_head[i / group % outcome.kv_heads] +=
+        errors[i] * static_cast<double>(outcome.kv_heads) / static_cast<double>(errors.size());
   }
   row.error_median = quantile(outcome.errors, 0.5);
   row.error_p95 = quantile(outcome.errors, 0.95);

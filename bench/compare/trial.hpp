@@ -348,6 +348,7 @@ class Trial {
     const auto heads = static_cast<std::size_t>(workbench_.capture().shape().query_heads);
     const auto group = static_cast<std::size_t>(workbench_.capture().shape().group());
     const std::int64_t middle = workbench_.middle().size();
+    outcome_.kv_heads = static_cast<std::size_t>(workbench_.capture().shape().kv_heads);
     for (std::size_t i = 0; i < states.size(); ++i) {
       const std::size_t dim = states[i].out.size();
       outcome_.errors.push_back(
