@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
 #include <thread>
@@ -27,6 +28,7 @@ struct Options {
   std::string json;
   TokenId context = 0;
   std::string learned;
+  std::string profile;
   TrialConfig trial;
 };
 
@@ -56,6 +58,9 @@ std::string describe_methods() {
          "of\n"
          "one thread for one query and KV head.\n";
 }
+
+const std::map<std::string, RowSet> kRowSets{
+    {"all", RowSet::kAll}, {"even", RowSet::kEven}, {"odd", RowSet::kOdd}};
 
 void declare(CLI::App& app, Options& options) {
   const auto list = [](CLI::Option* option) { option->delimiter(',')->allow_extra_args(false); };
@@ -92,14 +97,21 @@ void declare(CLI::App& app, Options& options) {
   app.add_option("--learned", options.learned,
                  "weights of the method learned (safetensors): a file, or a folder with one of "
                  "each capture's name; without it that method is left out");
+  app.add_option("--row-set", options.trial.row_set, "query rows to choose from: all, even or odd")
+      ->transform(CLI::CheckedTransformer(kRowSets))
+      ->option_text("NAME [all]");
+  app.add_option("--profile", options.profile,
+                 "JSON of magicpig_tune: the method \"profile\" beside --methods, or alone");
   app.add_option("--json", options.json, "file to write the results to");
 }
 
-std::vector<Chosen> choose(const Options& options) {
+// The methods asked for, all if none is; with a profile that one, and others only if asked for.
+Result<std::vector<Chosen>> choose(const Options& options) {
   const std::set<std::string> wanted(options.methods.begin(), options.methods.end());
   std::vector<Chosen> chosen;
+  const bool all = wanted.empty() && options.profile.empty();
   for (const Method& method : all_methods()) {
-    if (!wanted.empty() && wanted.count(method.name) == 0) continue;
+    if (!all && wanted.count(method.name) == 0) continue;
     if (method.needs_weights && options.learned.empty()) {
       (void)std::fprintf(stderr, "magicpig_compare: without --learned, %s is NOT measured\n",
                          method.name);
@@ -109,6 +121,10 @@ std::vector<Chosen> choose(const Options& options) {
       chosen.push_back({&method, std::move(setting)});
     }
   }
+  if (options.profile.empty()) return chosen;
+  Result<Profile> profile = read_profile(options.profile);
+  if (!profile.ok()) return profile.status();
+  chosen.push_back({&kProfileMethod, profile_setting(std::move(*profile))});
   return chosen;
 }
 
@@ -127,8 +143,10 @@ Status run_capture(const std::string& name, Workbench& workbench, const Options&
     for (std::size_t i = 0; i < chosen.size(); ++i) {
       progress.step(chosen[i].method->name + (" " + chosen[i].setting.label), name);
       if (seed > 0 && !chosen[i].setting.random) continue;
-      Trial trial(workbench, {.seed = static_cast<std::uint64_t>(seed) + 1, .timed = seed == 0},
-                  outcomes[i]);
+      Trial trial(
+          workbench,
+          {.seed = static_cast<std::uint64_t>(seed) + 1, .timed = seed == 0, .capture = name},
+          outcomes[i]);
       const Status status = chosen[i].setting.run(trial);
       if (!status.ok()) return status;
     }
@@ -150,7 +168,10 @@ nlohmann::ordered_json parameters_of(const Options& options) {
           {"threads", options.threads},
           {"context", options.context},
           {"sink", options.trial.sink},
-          {"local", options.trial.local}};
+          {"local", options.trial.local},
+          {"row_set", options.trial.row_set == RowSet::kAll    ? "all"
+                      : options.trial.row_set == RowSet::kEven ? "even"
+                                                               : "odd"}};
 }
 
 // Keeps the newest --context tokens, and at least the rows that are asked.
@@ -171,10 +192,11 @@ std::string weights_for(const Options& options, const std::string& capture) {
 
 // The tables of all captures, then their mean, then the JSON.
 Status run(const Options& options) {
-  const std::vector<Chosen> chosen = choose(options);
+  const Result<std::vector<Chosen>> chosen = choose(options);
+  if (!chosen.ok()) return chosen.status();
   auto pool = ThreadPool::create(options.threads);
   if (!pool.ok()) return pool.status();
-  Progress progress(static_cast<int>(chosen.size() * options.captures.size()) * options.seeds);
+  Progress progress(static_cast<int>(chosen->size() * options.captures.size()) * options.seeds);
   std::vector<ResultRow> results;
   for (const std::string& path : options.captures) {
     const std::string name = std::filesystem::path(path).stem().string();
@@ -186,7 +208,7 @@ Status run(const Options& options) {
     auto workbench = Workbench::create(*capture, trial, **pool);
     if (!workbench.ok()) return workbench.status();
     const std::size_t before = results.size();
-    const Status status = run_capture(name, **workbench, options, chosen, progress, results);
+    const Status status = run_capture(name, **workbench, options, *chosen, progress, results);
     if (!status.ok()) return status;
     const TokenRange middle = (*workbench)->middle();
     print_block(name + ": " + std::to_string(middle.size()) + " tokens between sink and window",

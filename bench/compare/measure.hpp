@@ -100,6 +100,7 @@ struct Outcome {
   std::vector<double> dense = {};      ///< 1 where it took every token, else 0; likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
   std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
+  std::size_t kv_heads = 1;
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;
 };
@@ -139,6 +140,7 @@ struct ResultRow {
   double us_per_kv_head = 0.0;
   std::vector<double> error_by_seed =
       {};  ///< mean over queries and heads: what an interval is made of
+  std::vector<double> error_by_kv_head = {};  ///< mean over seeds, queries and its query heads
 };
 
 /// Writes the figures of `outcome`, of so many seeds, into `row`; the names are the caller's.
@@ -162,6 +164,13 @@ inline void summarise(const Outcome& outcome, std::size_t seeds, ResultRow& row)
     biases.push_back(std::sqrt(square) / static_cast<double>(seeds));
   }
   row.bias_mean = mean(biases);
+  // Errors are in groups of a query's heads of one KV head, KV head after KV head.
+  row.error_by_kv_head.assign(outcome.kv_heads, 0.0);
+  const std::size_t group = outcome.rows.empty() ? 1 : errors.size() / outcome.rows.size();
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    row.error_by_kv_head[i / group % outcome.kv_heads] +=
+        errors[i] * static_cast<double>(outcome.kv_heads) / static_cast<double>(errors.size());
+  }
   row.error_median = quantile(outcome.errors, 0.5);
   row.error_p95 = quantile(outcome.errors, 0.95);
   row.lse_error_mean = mean(outcome.lse_errors);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "magicpig/core/error.hpp"
+#include "profile.hpp"
 
 namespace magicpig::bench {
 
@@ -30,6 +31,11 @@ struct Method {
 
 /// All methods, in the order of the table.
 [[nodiscard]] std::span<const Method> all_methods();
+
+/// The method of a profile, which is none of all_methods(): it has one setting, of `profile`.
+inline constexpr Method kProfileMethod{
+    .name = "profile", .summary = "each KV head as --profile says", .settings = nullptr};
+[[nodiscard]] Setting profile_setting(Profile profile);
 
 /// The shares of the softmax that selections by mass are measured at.
 inline constexpr double kTopP[] = {0.5, 0.7, 0.8, 0.9, 0.95};

@@ -78,7 +78,8 @@ inline void print_block(const std::string& title, std::span<const ResultRow> row
                        {"error_p95", row.error_p95},
                        {"lse_error_mean", row.lse_error_mean},
                        {"us_per_kv_head", row.us_per_kv_head},
-                       {"error_by_seed", row.error_by_seed}});
+                       {"error_by_seed", row.error_by_seed},
+                       {"error_by_kv_head", row.error_by_kv_head}});
   }
   const nlohmann::ordered_json all{{"results", results}, {"parameters", parameters}};
   return all.dump(1) + "\n";

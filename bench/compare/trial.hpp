@@ -28,6 +28,7 @@
 #include "magicpig/index/key_clusters.hpp"
 #include "magicpig/index/label_cache.hpp"
 #include "magicpig/index/page_bounds.hpp"
+#include "magicpig/index/per_head_index.hpp"
 #include "magicpig/index/sign_codes.hpp"
 #include "relative_error.hpp"
 
@@ -36,12 +37,16 @@ namespace magicpig::bench {
 /// The operations that everything is measured with.
 using Ops = HighwayOps;
 
+/// Which query rows of a capture may be asked: what is tuned on some is to be judged on others.
+enum class RowSet { kAll, kEven, kOdd };
+
 /// What stays exact, and how many rows of a capture are asked.
 struct TrialConfig {
   TokenId sink = 4;
   TokenId local = 64;
   int queries = 16;
   std::string learned = {};  ///< file of learned weights, or empty
+  RowSet row_set = RowSet::kAll;
 };
 
 /// (K, L) hash codes over the middle of a capture, in tables or as they are, with their planes.
@@ -59,6 +64,12 @@ template <class Quantiser>
 struct Codes {
   std::unique_ptr<Quantiser> quantiser;  // stays where it is: the index refers to it
   std::optional<Signatures<Quantiser>> index;
+};
+
+/// The indexes of a profile over the middle of a capture, with their quantisers.
+struct Profiled {
+  std::unique_ptr<HeadQuantisers> quantisers;  // stay where they are: the index refers to them
+  std::optional<PerHeadIndex> index;
 };
 
 /// Pages over the middle of a capture.
@@ -99,7 +110,7 @@ class Workbench {
     std::unique_ptr<Workbench> bench(new Workbench(capture, pool));
     bench->middle_ = {.begin = config.sink, .end = end};
     bench->learned_ = config.learned;
-    bench->choose_rows(config.queries);
+    bench->choose_rows(config.queries, config.row_set);
     bench->reference_ = make_reference(capture, bench->rows_, pool);
     return bench;
   }
@@ -192,21 +203,46 @@ class Workbench {
     });
   }
 
-  /// The same of codes of `bits` bits per dimension, with the norms of values.
+  /// What each KV head needs for its setting of a profile, made anew for each call.
+  [[nodiscard]] Result<Profiled> profiled(std::span<const HeadSetting> profile,
+                                          std::uint64_t seed) const {
+    return capture_.with_key_values([&](const auto& key_values) -> Result<Profiled> {
+      auto quantisers =
+          HeadQuantisers::create(make_backend<Ops>(pool_), key_values, middle_, profile, seed);
+      if (!quantisers.ok()) return quantisers.status();
+      Profiled made;
+      made.quantisers = std::make_unique<HeadQuantisers>(std::move(*quantisers));
+      auto index = PerHeadIndex::create(*made.quantisers);
+      if (!index.ok()) return index.status();
+      made.index.emplace(std::move(*index));
+      const Status status = build_middle(*made.index);
+      if (!status.ok()) return status;
+      return made;
+    });
+  }
+
+  /// The same of codes of `bits` bits per dimension, with the norms of values or without.
   template <class Quantiser>
-  [[nodiscard]] Result<const Codes<Quantiser>*> codes(int bits, std::uint64_t seed) {
-    return kept<Codes<Quantiser>>({bits, 0}, seed,
-                                  [&](Codes<Quantiser>& made) { return build(bits, seed, made); });
+  [[nodiscard]] Result<const Codes<Quantiser>*> codes(int bits, std::uint64_t seed,
+                                                      bool norms = true) {
+    const int value_dim = norms ? capture_.shape().value_dim : 0;
+    return kept<Codes<Quantiser>>({bits, value_dim}, seed, [&](Codes<Quantiser>& made) {
+      return build(bits, seed, value_dim, made);
+    });
   }
 
  private:
   Workbench(const Capture& capture, ThreadPool& pool) : capture_(capture), pool_(pool) {}
 
-  // floor(linspace(0, n_q - 1, queries))
-  void choose_rows(int queries) {
-    const std::int64_t last = capture_.query_rows() - 1;
+  // floor(linspace(0, last, queries)) of the rows of the set
+  void choose_rows(int queries, RowSet set) {
+    const int first = set == RowSet::kOdd && capture_.query_rows() > 1 ? 1 : 0;
+    const int stride = set == RowSet::kAll ? 1 : 2;
+    const std::int64_t last = (capture_.query_rows() - 1 - first) / stride;
     const std::int64_t steps = queries > 1 ? queries - 1 : 1;
-    for (std::int64_t i = 0; i < queries; ++i) rows_.push_back(static_cast<int>(i * last / steps));
+    for (std::int64_t i = 0; i < queries; ++i) {
+      rows_.push_back(first + stride * static_cast<int>(i * last / steps));
+    }
   }
 
   // What build(made) made with these settings and this seed; all of another seed is forgotten.
@@ -239,13 +275,12 @@ class Workbench {
   }
 
   template <class Quantiser>
-  Status build(int bits, std::uint64_t seed, Codes<Quantiser>& codes) const {
+  Status build(int bits, std::uint64_t seed, int value_dim, Codes<Quantiser>& codes) const {
     Result<Quantiser> quantiser = make_quantiser<Quantiser>(bits, seed);
     if (!quantiser.ok()) return quantiser.status();
     codes.quantiser = std::make_unique<Quantiser>(std::move(*quantiser));
     auto index = Signatures<Quantiser>::create(
-        *codes.quantiser,
-        {.kv_heads = capture_.shape().kv_heads, .value_dim = capture_.shape().value_dim});
+        *codes.quantiser, {.kv_heads = capture_.shape().kv_heads, .value_dim = value_dim});
     if (!index.ok()) return index.status();
     codes.index.emplace(std::move(*index));
     return build_middle(*codes.index);
@@ -334,12 +369,15 @@ class Trial {
  public:
   struct Config {
     std::uint64_t seed = 0;
-    bool timed = false;  ///< decode again, without reports, and note the least time
+    bool timed = false;        ///< decode again, without reports, and note the least time
+    std::string capture = {};  ///< its name
     Promise promise = {};
   };
 
   Trial(Workbench& workbench, const Config& config, Outcome& outcome)
       : workbench_(workbench), config_(config), outcome_(outcome) {}
+
+  [[nodiscard]] const std::string& capture_name() const { return config_.capture; }
 
   [[nodiscard]] Workbench& workbench() const { return workbench_; }
   [[nodiscard]] std::uint64_t seed() const { return config_.seed; }
@@ -427,6 +465,7 @@ class Trial {
     const auto heads = static_cast<std::size_t>(workbench_.capture().shape().query_heads);
     const auto group = static_cast<std::size_t>(workbench_.capture().shape().group());
     const std::int64_t middle = workbench_.middle().size();
+    outcome_.kv_heads = static_cast<std::size_t>(workbench_.capture().shape().kv_heads);
     for (std::size_t i = 0; i < states.size(); ++i) {
       const std::size_t dim = states[i].out.size();
       outcome_.errors.push_back(

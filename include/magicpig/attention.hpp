@@ -18,7 +18,8 @@
 //   state       core/state.hpp                                     outputs that merge with others
 //
 // What selects instead of drawing, to compare with, is not included here: sample/top_k.hpp and
-// top_p.hpp, by any scores (sample/token_scores.hpp).
+// top_p.hpp, by any scores (sample/token_scores.hpp). Nor is what reads each KV head as a profile
+// says: sample/per_head.hpp on index/per_head_index.hpp.
 //
 // A host brings its keys and values (core/views.hpp), its threads (core/executor.hpp), its memory
 // (workspace_bytes below) and a choice of SIMD library (cpu/scalar.hpp here, cpu/highway.hpp).

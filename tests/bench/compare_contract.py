@@ -72,10 +72,12 @@ class Contract:
         results, table = self.results("--seeds", 2)
         assert list(dict.fromkeys(r["method"] for r in results)) == METHODS
         for result in results:
-            assert set(result) == {"capture", "method", "setting", "error_by_seed", *FIGURES}
+            assert set(result) == {"capture", "method", "setting", "error_by_seed", "error_by_kv_head", *FIGURES}
             by_seed = result["error_by_seed"]
             assert len(by_seed) == (1 if result["method"] in NO_SEED else 2), result
             assert abs(sum(by_seed) / len(by_seed) - result["error_mean"]) < 1e-12
+            by_head = result["error_by_kv_head"]
+            assert len(by_head) == KV_HEADS and abs(sum(by_head) / KV_HEADS - result["error_mean"]) < 1e-12
             assert result["capture"] == "small.one"
             assert all(math.isfinite(result[figure]) and result[figure] >= 0 for figure in FIGURES)
             assert result["error_median"] <= result["error_p95"]

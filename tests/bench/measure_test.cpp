@@ -58,7 +58,7 @@ TEST_SUITE("Comparison") {
     const Outcome outcome{.errors = {0.1, 0.2, 0.6},
                           .error_sums = {0.3, -0.4},
                           .lse_errors = {1.0, 3.0},
-                          .rows = {0.02, 0.04},
+                          .rows = {0.02, 0.03, 0.04},
                           .bytes_read = {10.0, 14.0},
                           .index_bytes_per_token = 300.0,
                           .us_per_kv_head = 9.0};
@@ -76,6 +76,18 @@ TEST_SUITE("Comparison") {
     CHECK(row.bytes_read_per_token == 12.0);
     CHECK(row.us_per_kv_head == 9.0);
     CHECK(row.capture == "a");
+  }
+
+  TEST_CASE("means errors by KV head, each with its group of query heads") {
+    // Two queries, two KV heads, two query heads each.
+    const Outcome outcome{.errors = {1.0, 3.0, 10.0, 30.0, 5.0, 7.0, 50.0, 70.0},
+                          .lse_errors = {0.0},
+                          .rows = {0.1, 0.1, 0.1, 0.1},
+                          .bytes_read = {1.0},
+                          .kv_heads = 2};
+    ResultRow row;
+    magicpig::bench::summarise(outcome, 1, row);
+    CHECK(row.error_by_kv_head == std::vector<double>{4.0, 40.0});
   }
 
   TEST_CASE("means over captures go by method and setting") {

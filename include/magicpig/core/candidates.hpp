@@ -104,6 +104,7 @@ struct NoiseKey {
   std::uint64_t seed = 0;
   std::uint32_t step = 0;
   std::uint32_t layer = 0;
+  std::uint32_t first_head = 0;  ///< number in the layer of what the input calls KV head 0
 };
 
 /// Everything a sampler may look at for one KV head.
@@ -121,7 +122,7 @@ struct DrawInput {
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {
     return RandomStream({.seed = noise.seed,
                          .layer = noise.layer,
-                         .head = static_cast<std::uint32_t>(kv_head),
+                         .head = noise.first_head + static_cast<std::uint32_t>(kv_head),
                          .stream = noise.step,
                          .purpose = purpose});
   }

@@ -69,10 +69,11 @@ class ProductQuantiser {
   [[nodiscard]] int kv_heads() const { return kv_heads_; }
   /// These codes say more than untrained ones of as many bits: with code_temperature() errors are 1
   /// to 5 % larger at 1 and 2 bits (magicpig_compare).
-  [[nodiscard]] double temperature() const {
-    const double raised = code_temperature(bits_) + 0.1;
+  [[nodiscard]] static constexpr double temperature_of(int bits) {
+    const double raised = code_temperature(bits) + 0.1;
     return raised < 0.95 ? raised : 0.95;
   }
+  [[nodiscard]] double temperature() const { return temperature_of(bits_); }
 
   /// Bytes of all axes and centroids.
   [[nodiscard]] std::size_t bytes() const {
