@@ -5,13 +5,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "allocations.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/sample/top_k.hpp"
 #include "magicpig/sample/uniform_tail.hpp"
+#include "magicpig/sample/vattention.hpp"
 #include "oracle.hpp"
 #include "problem.hpp"
 #include "statistics.hpp"
@@ -240,6 +245,36 @@ TEST_CASE("error_95 is not a number where probabilities do not tell the error") 
   static_assert(!error_is_told<TopScores>());
 }
 
+template <class Sampler, class IndexType>
+std::int64_t allocations_of(const Fixture& fixture, const Sampler& sampler, const IndexType& index,
+                            const Promise& promise) {
+  SerialExecutor serial;
+  const DecodePlan<Sampler> plan{
+      .shape = kShape, .sampler = &sampler, .exact_below = 0, .promise = promise};
+  Outputs outputs(kShape);
+  const auto request = make_request(fixture.problem, fixture.source, &index, outputs);
+  std::vector<std::byte> workspace(workspace_bytes(plan, kTokens, 1));
+  const auto backend = make_backend<ScalarOps>(serial);
+  const std::int64_t before = allocation_count();
+  const Status status = decode(backend, plan, std::span(&request, 1), workspace);
+  const std::int64_t after = allocation_count();
+  CHECK(status.ok());
+  return after - before;
+}
+
+TEST_CASE("keeping a promise allocates nothing, nor does vAttention") {
+  const Fixture fixture;
+  for (const double epsilon : {0.3, 1e-6}) {
+    CHECK(allocations_of(fixture, poisson(fixture, 0.02), fixture.signatures,
+                         {.epsilon = epsilon}) == 0);
+    CHECK(allocations_of(fixture, *Uniform::create({.fraction = 0.02}), fixture.range,
+                         {.epsilon = epsilon}) == 0);
+    CHECK(allocations_of(fixture,
+                         *VAttention<>::create({.epsilon = epsilon, .sum = SampledSum::kBoth}),
+                         fixture.range, {}) == 0);
+  }
+}
+
 TEST_CASE("no promise can be asked of draws whose variance is not known") {
   const Fixture fixture;
   const Promise promise{.epsilon = 0.1};
@@ -266,8 +301,7 @@ TEST_CASE("promises over a long exact window are kept, to the same bits by any n
   const RangeIndex index({.begin = 100, .end = 2600}, 1, 4);
   const auto sampler = Uniform::create({.fraction = 0.02});
   REQUIRE(sampler.ok());
-  const DecodePlan<Uniform> plan{
-      .shape = shape, .sampler = &*sampler, .promise = {.epsilon = 0.1}};
+  const DecodePlan<Uniform> plan{.shape = shape, .sampler = &*sampler, .promise = {.epsilon = 0.1}};
   std::optional<Outputs> first;
   for (const int workers : {1, 3}) {
     const auto pool = ThreadPool::create(workers);
