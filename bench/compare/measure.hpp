@@ -93,7 +93,7 @@ struct Outcome {
   std::vector<double> errors;  ///< relative L2, one per seed, query and query head
   /// Sums over seeds of (output - exact output) / |exact output|, [queries, query_heads,
   /// value_dim].
-  std::vector<double> error_sums;
+  std::vector<double> error_sums = {};
   std::vector<double> lse_errors;      ///< |lse - exact lse|, likewise
   std::vector<double> bounds_95 = {};  ///< of the error, as reported; likewise
   std::vector<double> looks = {};      ///< of a promise, one per seed, query and KV head
