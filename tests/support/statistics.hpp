@@ -176,8 +176,8 @@ struct SharedTile {
 /// What a sampler draws for KV head `kv_head` of a problem.
 template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
 [[nodiscard]] Drawn draw_tokens(const Sampler& sampler, const Problem<T>& problem,
-                                const IndexType& index, const NoiseKey& noise = {},
-                                int kv_head = 0, int doublings = 0) {
+                                const IndexType& index, const NoiseKey& noise = {}, int kv_head = 0,
+                                int doublings = 0) {
   const Shape& shape = problem.shape();
   const StridedKeyValues<T> source = problem.source();
   const DrawInput<StridedKeyValues<T>, IndexType> input{
@@ -190,9 +190,8 @@ template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
       .scale = static_cast<float>(1.0 / std::sqrt(shape.head_dim)),
       .noise = noise,
       .doublings = doublings};
-  const DrawLimits limits{.group = shape.group(),
-                          .tokens = index.indexed().size(),
-                          .value_dim = shape.value_dim};
+  const DrawLimits limits{
+      .group = shape.group(), .tokens = index.indexed().size(), .value_dim = shape.value_dim};
   Arena counting;
   (void)sampler.carve(counting, limits);
   std::vector<std::byte> memory(counting.bytes_needed());
