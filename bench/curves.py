@@ -12,11 +12,12 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
 from plot import STYLES, mean_over_captures  # noqa: E402
 
 SINK, LOCAL = 4, 64
 ROWS = (0.01, 0.02, 0.04, 0.08)
-CONTEXTS = (1024, 2048, 4096, 8192, 16384)
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 BY_CONTEXT = {  # method, setting at 4 % of the rows
     "topk": "rows=0.04",
     "uniform": "rows=0.04",
@@ -62,9 +63,19 @@ def run(program, captures, *options):
         return json.loads(output.read_text())["results"]
 
 
-def style(method):
-    label, colour, marker, line = STYLES[method]
-    return {"color": colour, "marker": marker, "linestyle": line, "label": label, "markersize": 5, "linewidth": 1.4}
+def style(method, label=None):
+    usual, colour, marker, _ = STYLES[method]
+    return {"color": colour, "marker": marker, "label": label or usual, "markersize": 5, "linewidth": 1.2}
+
+
+def labels_of_two_bits(method):
+    return "signatures, 2 bits" if method == "signatures" else None
+
+
+def plain_ticks(axis, ticks):
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def draw_coverage(axes, captures):
@@ -83,11 +94,17 @@ def draw_coverage(axes, captures):
 
 
 def draw_bytes(axes, results, methods):
+    """One line for each setting over its budgets; tables have no budget and are points."""
     for method in methods:
-        points = sorted((r["bytes_read_per_token"], r["error_mean"]) for r in results if r["method"] == method)
-        points = [(x, y) for x, y in points if x > 0 and y > 0]
-        if points and method in STYLES:
-            axes.plot(*zip(*points), markeredgecolor="white", markeredgewidth=0.5, **style(method))
+        lines = {}
+        for r in results:
+            if r["method"] == method and r["error_mean"] > 0:
+                setting = " ".join(part for part in r["setting"].split() if not part.startswith(("rows=", "p=")))
+                lines.setdefault(setting, []).append((r["bytes_read_per_token"], r["error_mean"]))
+        label = STYLES[method][0]
+        for points in lines.values():
+            axes.plot(*zip(*sorted(points)), markeredgecolor="white", markeredgewidth=0.5, **style(method, label))
+            label = "_"  # once
     axes.set(
         xscale="log",
         yscale="log",
@@ -95,15 +112,16 @@ def draw_bytes(axes, results, methods):
         ylabel="error of the output, relative L2",
         title="Error by bytes, mean of all captures",
     )
+    plain_ticks(axes.xaxis, (5, 10, 20, 50, 100, 200))
 
 
 def draw_bias(axes, results, methods, seeds):
     for method in methods:
-        own = [r for r in results if r["method"] == method and "bits=2" in r["setting"] + "bits=2" * (method != "signatures")]
+        own = [r for r in results if r["method"] == method and (method != "signatures" or "bits=2" in r["setting"])]
         points = sorted((100 * r["rows"], r["error_mean"], r["bias_mean"]) for r in own)
-        look = style(method)
+        look = style(method, labels_of_two_bits(method))
         axes.plot([x for x, _, _ in points], [e for _, e, _ in points], **look)
-        look.update(linestyle=":", label=None, markerfacecolor="white")
+        look.update(linestyle=":", label="_", markerfacecolor="white")
         axes.plot([x for x, _, _ in points], [b for _, _, b in points], **look)
     axes.set(
         xscale="log",
@@ -112,11 +130,14 @@ def draw_bias(axes, results, methods, seeds):
         ylabel="relative L2",
         title=f"Common words: error (solid), and of the mean of {seeds} seeds (dotted)",
     )
+    plain_ticks(axes.xaxis, (1, 2, 4, 8))
 
 
 def draw_context(axes, program, captures, seeds):
     by_method = {method: [] for method in BY_CONTEXT}
-    for context in CONTEXTS:
+    longest = max(read_capture(path)[1].shape[1] for path in captures)
+    contexts = [context for context in CONTEXTS if context < 1.2 * longest]
+    for context in contexts:
         results = run(
             program, captures, "--context", context, "--methods", ",".join(BY_CONTEXT), "--rows", 0.04, "--seeds", seeds
         )
@@ -124,17 +145,16 @@ def draw_context(axes, program, captures, seeds):
             own = [r["error_mean"] for r in results if (r["method"], r["setting"]) == (method, setting)]
             by_method[method].append(sum(own) / len(own))
     for method, errors in by_method.items():
-        axes.plot(CONTEXTS, errors, **style(method))
+        axes.plot(contexts, errors, **style(method, labels_of_two_bits(method)))
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="tokens of context",
         ylabel="error of the output, relative L2",
         title="Error by context, 4 % of the rows",
-        xticks=CONTEXTS,
-        xticklabels=[f"{c // 1024}k" for c in CONTEXTS],
     )
-    axes.minorticks_off()
+    plain_ticks(axes.xaxis, contexts)
+    plain_ticks(axes.yaxis, (0.02, 0.05, 0.1, 0.2, 0.5))
 
 
 def main():
@@ -151,7 +171,7 @@ def main():
     common = [path for path in arguments.captures if "common-words" in pathlib.Path(path).stem]
     common_results = [r for r in results if r["capture"] in {pathlib.Path(path).stem for path in common}]
 
-    figure, grid = pyplot.subplots(2, 2, figsize=(10.5, 8.5))
+    figure, grid = pyplot.subplots(2, 2, figsize=(12.5, 8.5))
     draw_coverage(grid[0, 0], arguments.captures)
     draw_bytes(grid[0, 1], mean_over_captures(results), methods)
     if common:
@@ -161,7 +181,8 @@ def main():
         axes.title.set_size(10)
         axes.grid(which="major", color="#dddddd", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if axes is grid[0, 1] else {}
+        axes.legend(frameon=False, fontsize=7, **beside)
     figure.tight_layout()
     # Nothing but the results decides the bytes: no dates, no random identifiers.
     matplotlib.rcParams["svg.hashsalt"] = "magicpig"

@@ -575,9 +575,10 @@ TEST_CASE("scores refuse an index that they are not for") {
   const AgreementModel<8, false> agree_twin(problem, {0, 100});
   using Learned = TopK<AgreementScores>;
   CHECK(Learned::create({.tokens = 5}, agree.scores())->supports(agree.index).ok());
-  const Status other = Learned::create({.tokens = 5}, agree.scores())->supports(agree_twin.index);
-  CHECK(other.code() == ErrorCode::kShapeMismatch);
-  CHECK(std::string(other.message()) ==
+  const Status elsewhere =
+      Learned::create({.tokens = 5}, agree.scores())->supports(agree_twin.index);
+  CHECK(elsewhere.code() == ErrorCode::kShapeMismatch);
+  CHECK(std::string(elsewhere.message()) ==
         "the scores are made for another hash than the index, which has 8 bits");
   using Socket = TopK<SoftCollisions<SimHash>>;
   CHECK(Socket::create({.tokens = 5}, soft.scores())->supports(soft.index).ok());
