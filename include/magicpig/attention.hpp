@@ -14,6 +14,8 @@
 //               sample/uniform.hpp, defensive.hpp                  without hashes, with both
 //   weights     estimate/estimator.hpp                             what a drawn token counts
 //   attend      cpu/attend.hpp, attend_totals.hpp                  one softmax over all of them
+//   promise     estimate/promise.hpp, cpu/keep_promise.hpp         how far it may be off, and draws
+//                                                                  until it is not further
 //   tasks       decode_layout.hpp                                  parts for several workers
 //   state       core/state.hpp                                     outputs that merge with others
 //
@@ -41,6 +43,7 @@
 #include "magicpig/cpu/attend.hpp"
 #include "magicpig/cpu/attend_totals.hpp"
 #include "magicpig/cpu/backend.hpp"
+#include "magicpig/cpu/keep_promise.hpp"
 #include "magicpig/cpu/scalar.hpp"
 #include "magicpig/decode_layout.hpp"
 #include "magicpig/estimate/estimator.hpp"
@@ -79,51 +82,6 @@ struct DecodeScratch {
                                           : AttendTotals{}};
   }
 };
-
-/// Draws until the error's bound keeps the plan's promise for all heads of the group, or reads
-/// everything. `outputs` [group], their `out` is written to. `attend` has had the exact tokens.
-template <class Ops, class Plan, class Input, class Attention>
-void keep_promise(const Plan& plan, Input input, DecodeScratch<Plan>& scratch, Attention& attend,
-                  const AttendTotals& totals, AttentionState* outputs) {
-  const Promise& promise = plan.promise;
-  const TokenRange range = input.index.indexed();
-  attend.finish();
-  scratch.exact.assign(totals);
-  Looks looks;
-  for (;;) {
-    const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
-    const auto rows = static_cast<std::int64_t>(candidates.tokens.size());
-    if (static_cast<double>(rows) >= promise.dense_above * range.size()) break;
-    attend.add_candidates(candidates, plan.estimator);
-    attend.finish();
-    ++looks.count;
-    double worst = 0.0;
-    bool kept = true;
-    for (int g = 0; g < input.queries.count; ++g) {
-      totals.write_output(g, outputs[g].out);
-      const double bound = totals.error(g, outputs[g].out, &scratch.attend.sketch)
-                               .bound(promise.bound, promise.delta_of(input.doublings));
-      worst = bound > worst ? bound : worst;
-      kept = kept && bound <= promise.epsilon;  // NaN, of an output of zero, is not
-    }
-    if (kept) {
-      looks.outcome = PromiseOutcome::kBound;
-      *totals.looks = looks;
-      return;
-    }
-    looks.reread += rows;
-    attend.restart(scratch.exact);
-    // The error falls like the inverse of the rows at best: doublings that would fall short of that
-    // are not tried.
-    ++input.doublings;
-    for (double left = worst / 2; left >= 2 * promise.epsilon && input.doublings < 30; left /= 2) {
-      ++input.doublings;
-    }
-  }
-  attend.add_exact(range);
-  looks.outcome = PromiseOutcome::kDense;
-  *totals.looks = looks;
-}
 
 /// The algorithm, for one KV head of one request and one part of its exact tokens: sink, local and
 /// not yet indexed tokens are exact, the others are drawn, with the first part; all of them meet in

@@ -30,7 +30,7 @@ struct HeadReport {
   /// with D the normaliser. Treats draws as independent, as Poisson draws are; tokens drawn by
   /// hash collisions come in clusters, so their error is larger. NaN for an output of zero.
   float relative_error = 0.0F;
-  /// Bound of the relative L2 error that 95 % of draws keep, OutputError::normal(.05): 94 to 96 %
+  /// Bound of the relative L2 error that 95 % of draws keep, OutputError::normal(.05): 94 to 97 %
   /// of independent draws by signatures and 96 to 98 % of systematic ones (magicpig_promise), fewer
   /// of uniform draws where weights are so uneven that most draws miss the heavy tokens. NaN for an
   /// output of zero, and where probabilities do not tell the error: draws by hash collisions, which
