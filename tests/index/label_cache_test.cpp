@@ -31,8 +31,9 @@ LabelCache make(const LabelCacheConfig& config, const std::vector<float>& import
 }
 
 std::vector<int> channels_of(const LabelCache& index, int kv_head) {
-  const std::int32_t* own = index.channels(kv_head);
-  return {own, own + index.label_size()};
+  std::vector<int> channels;
+  for (int j = 0; j < index.label_size(); ++j) channels.push_back(index.channels(kv_head)[j]);
+  return channels;
 }
 
 std::vector<float> label_of(const LabelCache& index, int kv_head, TokenId i) {
