@@ -70,11 +70,12 @@ double mean_square(const KeyClusters& index, const Problem<T>& problem, int kv_h
 
 TEST_CASE_TEMPLATE("KeyClusters.put_every_key_into_the_list_of_its_nearest_centroid", T, float,
                    bf16) {
-  const auto pool = ThreadPool::create(3).value();
+  const auto pool = ThreadPool::create(3);
+  REQUIRE(pool.ok());
   const Problem<T> problem({.shape = kShape, .tokens = 3000, .key_offset = 2.0});
   KeyClusters index = make(kConfig);
-  REQUIRE(index.build(make_backend<ScalarOps>(*pool), problem.source(), {7, 2500}).ok());
-  REQUIRE(index.append(make_backend<ScalarOps>(*pool), problem.source(), 3000).ok());
+  REQUIRE(index.build(make_backend<ScalarOps>(**pool), problem.source(), {7, 2500}).ok());
+  REQUIRE(index.append(make_backend<ScalarOps>(**pool), problem.source(), 3000).ok());
   CHECK(index.indexed() == TokenRange{7, 3000});
   CHECK(index.lists() == 6);
   for (int h = 0; h < 2; ++h) {
@@ -146,7 +147,8 @@ TEST_CASE("KeyClusters.find_groups_that_are_far_apart") {
 
 TEST_CASE("KeyClusters.are_the_same_for_any_workers_and_others_for_another_seed") {
   SerialExecutor executor;
-  const auto pool = ThreadPool::create(4).value();
+  const auto pool = ThreadPool::create(4);
+  REQUIRE(pool.ok());
   const Problem<float> problem({.shape = kShape, .tokens = 3000});
   KeyClusters serial = make(kConfig);
   KeyClusters parallel = make(kConfig);
@@ -154,8 +156,8 @@ TEST_CASE("KeyClusters.are_the_same_for_any_workers_and_others_for_another_seed"
   config.seed = 4;
   KeyClusters other = make(config);
   REQUIRE(serial.build(make_backend<ScalarOps>(executor), problem.source(), {1, 3000}).ok());
-  REQUIRE(parallel.build(make_backend<ScalarOps>(*pool), problem.source(), {1, 3000}).ok());
-  REQUIRE(other.build(make_backend<ScalarOps>(*pool), problem.source(), {1, 3000}).ok());
+  REQUIRE(parallel.build(make_backend<ScalarOps>(**pool), problem.source(), {1, 3000}).ok());
+  REQUIRE(other.build(make_backend<ScalarOps>(**pool), problem.source(), {1, 3000}).ok());
   CHECK(same_clusters(serial, parallel));
   CHECK_FALSE(same_clusters(serial, other));
 }
