@@ -148,8 +148,8 @@ struct AttendTotals {
     }
   }
 
-  /// Moments of the error of head g, whose output is `out`. Without the sketch of its draw, which
-  /// this uses up, all errors are taken to lie in one direction.
+  /// Moments of the error of head g, whose output is `out`. Without the sketch of its draw all
+  /// errors are taken to lie in one direction; see ErrorSketch::frobenius_square().
   [[nodiscard]] OutputError error(int g, std::span<const float> out,
                                   const ErrorSketch* sketch) const {
     const AttendSums& s = sums[g];

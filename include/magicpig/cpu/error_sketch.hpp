@@ -65,7 +65,8 @@ class ErrorSketch {
     }
   }
 
-  /// sum_ab (e_a . f_b)^2 of head g whose output is out [value_dim]. Once: the sums are used up.
+  /// sum_ab (e_a . f_b)^2 of head g whose output is out [value_dim]. From then on
+  /// the sums are those of v - out: asked again for the same output it says the same.
   [[nodiscard]] double frobenius_square(int g, const float* out) const {
     for (std::int64_t row = g; row < 2 * kSums * std::int64_t{group_}; row += group_) {
       const auto weight = static_cast<float>(weights_[row]);

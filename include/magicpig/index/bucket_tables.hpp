@@ -197,10 +197,8 @@ class BucketTables {
   template <class Backend, KeyValueSource Source>
   Status extend(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end == range_.end) return Status();
+    if (const Status ready = check_workers(backend); !ready.ok()) return ready;
     const int workers = backend.executor.workers();
-    if (workers < 1) {
-      return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
-    }
     Change change(*family_);
     change.tokens = {.begin = range_.end, .end = end};
     if (!prepare(change, workers)) {

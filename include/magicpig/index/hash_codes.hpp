@@ -93,11 +93,9 @@ class HashCodes {
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
     Status status = check(source, end);
+    if (status.ok()) status = check_workers(backend);
     if (!status.ok()) return status;
     const int workers = backend.executor.workers();
-    if (workers < 1) {
-      return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
-    }
     KeyHasher<Family> hasher(*family_);
     Batch batch;
     constexpr auto kTokens = static_cast<std::size_t>(Segment::kTokens);

@@ -53,12 +53,10 @@ class SignCodes {
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
-    const int workers = backend.executor.workers();
-    const Status status = check_source(source, kv_heads(), dim(), end);
+    Status status = check_source(source, kv_heads(), dim(), end);
+    if (status.ok()) status = check_workers(backend);
     if (!status.ok()) return status;
-    if (workers < 1) {
-      return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
-    }
+    const int workers = backend.executor.workers();
     Buffer<float> scratch;
     if (!scratch.resize(static_cast<std::size_t>(workers) * scratch_floats()) ||
         !reserve(blocks_of(end - range_.begin))) {

@@ -118,11 +118,9 @@ class Signatures {
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     if (end <= range_.end) return Status();
     Status status = check(source, end);
+    if (status.ok()) status = check_workers(backend);
     if (!status.ok()) return status;
     const int workers = backend.executor.workers();
-    if (workers < 1) {
-      return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
-    }
     const TokenRange fresh{.begin = range_.end, .end = end};
     if (end - range_.begin > kMaxTokens) {
       return Status::error(ErrorCode::kInvalidArgument,
