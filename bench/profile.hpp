@@ -37,11 +37,12 @@ struct Profile {
   }
 };
 
-inline constexpr std::array<std::pair<HeadKind, const char*>, 4> kHeadKinds{
+inline constexpr std::array<std::pair<HeadKind, const char*>, 5> kHeadKinds{
     {{HeadKind::kExact, "exact"},
      {HeadKind::kUniform, "uniform"},
      {HeadKind::kSignatures, "signatures"},
-     {HeadKind::kTrainedSignatures, "trained_signatures"}}};
+     {HeadKind::kTrainedSignatures, "trained_signatures"},
+     {HeadKind::kTables, "tables"}}};
 
 [[nodiscard]] inline const char* name_of(HeadKind kind) {
   for (const auto& [own, name] : kHeadKinds) {
@@ -50,10 +51,25 @@ inline constexpr std::array<std::pair<HeadKind, const char*>, 4> kHeadKinds{
   return "";
 }
 
+/// A field that is a whole number, and what it may be at all.
+struct WholeNumber {
+  const char* name;
+  int HeadSetting::*member;
+  int least;
+  int most;
+};
+
+inline constexpr WholeNumber kBits{"bits", &HeadSetting::bits, 1, 4};
+inline constexpr std::array<WholeNumber, 4> kTableFields{
+    {{"functions", &HeadSetting::functions, 1, kMaxHashFunctions},
+     {"tables", &HeadSetting::tables, 1, kMaxHashTables},
+     {"min_collisions", &HeadSetting::min_collisions, 1, 3},
+     {"probe_radius", &HeadSetting::probe_radius, 0, kMaxHashFunctions}}};
+
 /// {"profile": 1, "layers": [{"name": ..., "kv_heads": [{"kind": "trained_signatures", "bits": 1,
-/// "budget": 0.02, "temperature": 0.75, "certain": 0, "value_norms": true}, {"kind": "uniform",
-/// "budget": 0.02},
-/// {"kind": "exact"}]}]}, and `made_with` beside it.
+/// "budget": 0.02, "temperature": 0.75, "certain": 0, "value_norms": true}, {"kind": "tables",
+/// "functions": 10, "tables": 150, "min_collisions": 2, "probe_radius": 0, "uniform_part": 0.005},
+/// {"kind": "uniform", "budget": 0.02}, {"kind": "exact"}]}]}, and `made_with` beside it.
 [[nodiscard]] inline std::string to_json(const Profile& profile,
                                          const nlohmann::ordered_json& made_with = {}) {
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
@@ -62,11 +78,15 @@ inline constexpr std::array<std::pair<HeadKind, const char*>, 4> kHeadKinds{
     for (const HeadSetting& setting : layer.heads) {
       nlohmann::ordered_json head{{"kind", name_of(setting.kind)}};
       if (setting.has_codes()) head["bits"] = setting.bits;
-      if (setting.kind != HeadKind::kExact) head["budget"] = setting.budget;
+      if (setting.has_budget()) head["budget"] = setting.budget;
       if (setting.has_codes()) {
         head["temperature"] = setting.temperature;
         head["certain"] = setting.certain;
         head["value_norms"] = setting.value_norms;
+      }
+      if (setting.kind == HeadKind::kTables) {
+        for (const WholeNumber& field : kTableFields) head[field.name] = setting.*field.member;
+        head["uniform_part"] = setting.uniform_part;
       }
       heads.push_back(head);
     }
@@ -143,29 +163,51 @@ class ProfileReader {
     }
     if (!known) return error("no kind is called \"" + kind + "\"");
     std::set<std::string> wanted{"kind"};
-    if (setting.kind != HeadKind::kExact) wanted.insert("budget");
+    if (setting.has_budget()) wanted.insert("budget");
     if (setting.has_codes()) wanted.insert({"bits", "temperature", "certain", "value_norms"});
+    if (setting.kind == HeadKind::kTables) {
+      wanted.insert({"functions", "tables", "min_collisions", "probe_radius", "uniform_part"});
+    }
     for (const auto& [name, value] : head.items()) {
       if (wanted.count(name) == 0) return error("\"" + name + "\" says nothing about " + kind);
       if (name == "kind") continue;
-      if (name == "value_norms") {
-        if (!value.is_boolean()) return error("\"value_norms\" is neither true nor false");
-        setting.value_norms = value.get<bool>();
-        continue;
-      }
-      if (!value.is_number()) return error("\"" + name + "\" is not a number");
-      if (name == "budget") setting.budget = value.get<double>();
-      if (name == "temperature") setting.temperature = value.get<double>();
-      if (name == "certain") setting.certain = value.get<double>();
-      if (name != "bits") continue;
-      const auto bits = value.get<double>();
-      if (!(bits >= 1.0 && bits <= 4.0 && value.is_number_integer())) {
-        return error("\"bits\" is not a whole number from 1 to 4");
-      }
-      setting.bits = static_cast<int>(bits);
+      const Status status = read_field(name, value, setting);
+      if (!status.ok()) return status;
     }
-    if (wanted.count("budget") != 0 && !head.contains("budget")) return error("no \"budget\"");
-    if (wanted.count("bits") != 0 && !head.contains("bits")) return error("no \"bits\"");
+    for (const char* name : {"budget", "bits", "functions", "tables"}) {
+      if (wanted.count(name) != 0 && !head.contains(name)) {
+        return error(std::string("no \"") + name + "\"");
+      }
+    }
+    return Status();
+  }
+
+  static Status read_field(const std::string& name, const Json& value, HeadSetting& setting) {
+    if (name == "value_norms") {
+      if (!value.is_boolean()) return error("\"value_norms\" is neither true nor false");
+      setting.value_norms = value.get<bool>();
+      return Status();
+    }
+    if (!value.is_number()) return error("\"" + name + "\" is not a number");
+    const auto number = value.get<double>();
+    if (name == "budget") setting.budget = number;
+    if (name == "temperature") setting.temperature = number;
+    if (name == "certain") setting.certain = number;
+    if (name == "uniform_part") setting.uniform_part = number;
+    if (name == kBits.name) return read_whole(kBits, value, setting);
+    for (const WholeNumber& field : kTableFields) {
+      if (name == field.name) return read_whole(field, value, setting);
+    }
+    return Status();
+  }
+
+  static Status read_whole(const WholeNumber& field, const Json& value, HeadSetting& setting) {
+    const auto number = value.get<double>();
+    if (!(number >= field.least && number <= field.most && value.is_number_integer())) {
+      return error(std::string("\"") + field.name + "\" is not a whole number from " +
+                   std::to_string(field.least) + " to " + std::to_string(field.most));
+    }
+    setting.*field.member = static_cast<int>(number);
     return Status();
   }
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // magicpig_tune: a setting for each KV head of captured layers, of fewest bytes at an error.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -12,11 +13,13 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "capture.hpp"
 #include "compare/progress.hpp"
 #include "compare/report.hpp"
+#include "compare/table_reads.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/hash/product_quantiser.hpp"
@@ -33,6 +36,7 @@ struct Options {
   bool mean = false;
   bool global = false;
   bool untrained = false;
+  std::vector<std::string> kinds{"uniform", "signatures", "tables"};
   int seeds = 2;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   std::string profile;
@@ -40,6 +44,9 @@ struct Options {
 
   // What is chosen for its small error on these queries has a larger one on others.
   [[nodiscard]] double aim() const { return error * (1.0 - margin); }
+  [[nodiscard]] bool wants(const char* kind) const {
+    return std::find(kinds.begin(), kinds.end(), kind) != kinds.end();
+  }
 };
 
 // Not those of magicpig_compare, where a profile is judged: 1, 2 ...
@@ -68,13 +75,39 @@ void add_codes(HeadKind kind, int bits, std::vector<HeadSetting>& settings) {
   }
 }
 
-// Exact, uniform, and signatures of `kind`.
-std::vector<HeadSetting> all_settings(HeadKind kind) {
+// Tables of (K, L, t, r): the published two, one collision of few tables, and two with probing;
+// each alone, and with half a percent of the tokens drawn uniformly beside.
+void add_tables(std::vector<HeadSetting>& settings) {
+  struct Rule {
+    int functions;
+    int tables;
+    int min_collisions;
+    int probe_radius;
+  };
+  for (const Rule& rule :
+       {Rule{8, 75, 2, 0}, {10, 150, 2, 0}, {10, 60, 1, 0}, {12, 60, 2, 1}, {14, 110, 1, 1}}) {
+    for (const double uniform_part : {0.0, 0.005}) {
+      settings.push_back({.kind = HeadKind::kTables,
+                          .functions = rule.functions,
+                          .tables = rule.tables,
+                          .min_collisions = rule.min_collisions,
+                          .probe_radius = rule.probe_radius,
+                          .uniform_part = uniform_part});
+    }
+  }
+}
+
+// Exact, and of the kinds that were asked for all.
+std::vector<HeadSetting> all_settings(const Options& options) {
   std::vector<HeadSetting> settings{{}};
-  for (int i = 0; i < kBudgets; ++i) {
+  for (int i = 0; i < kBudgets && options.wants("uniform"); ++i) {
     settings.push_back({.kind = HeadKind::kUniform, .budget = budget(i)});
   }
-  for (int bits = 1; bits <= 4; ++bits) add_codes(kind, bits, settings);
+  for (int bits = 1; bits <= 4 && options.wants("signatures"); ++bits) {
+    add_codes(options.untrained ? HeadKind::kSignatures : HeadKind::kTrainedSignatures, bits,
+              settings);
+  }
+  if (options.wants("tables")) add_tables(settings);
   return settings;
 }
 
@@ -92,12 +125,31 @@ Status run_codes(const HeadSetting& setting, Trial& trial) {
   return trial.decode(*sampler, *(*codes)->index);
 }
 
+// Planes and tables are made once for all settings of one K and L.
+Status run_tables(const HeadSetting& setting, Trial& trial) {
+  const auto tables = trial.workbench().tables(setting.functions, setting.tables, trial.seed());
+  if (!tables.ok()) return tables.status();
+  const BucketTables<SimHash>& index = *(*tables)->index;
+  trial.note_index_reads(table_reads(setting.probe_radius, index, trial.workbench()));
+  Result<Collisions> sampler = Collisions::create(
+      *(*tables)->family,
+      {.min_collisions = setting.min_collisions, .probe_radius = setting.probe_radius});
+  if (!sampler.ok()) return sampler.status();
+  if (setting.uniform_part == 0.0) return trial.decode(*sampler, index);
+  const auto both =
+      Defensive<Collisions>::create(std::move(*sampler), {.fraction = setting.uniform_part});
+  if (!both.ok()) return both.status();
+  return trial.decode(*both, index);
+}
+
 Status run_setting(const HeadSetting& setting, Trial& trial) {
   switch (setting.kind) {
     case HeadKind::kSignatures:
       return run_codes<HadamardQuantiser>(setting, trial);
     case HeadKind::kTrainedSignatures:
       return run_codes<ProductQuantiser>(setting, trial);
+    case HeadKind::kTables:
+      return run_tables(setting, trial);
     case HeadKind::kUniform: {
       const auto sampler = Uniform::create({.fraction = setting.budget});
       if (!sampler.ok()) return sampler.status();
@@ -155,7 +207,15 @@ Status measure(Workbench& workbench, const std::string& name, const Options& opt
 std::string describe(const HeadSetting& setting) {
   std::array<char, 96> text{};
   if (setting.kind == HeadKind::kExact) return name_of(setting.kind);
-  if (!setting.has_codes()) {
+  if (setting.kind == HeadKind::kTables) {
+    const int used =
+        std::snprintf(text.data(), text.size(), "tables K=%d L=%d t=%d r=%d", setting.functions,
+                      setting.tables, setting.min_collisions, setting.probe_radius);
+    const auto at = static_cast<std::size_t>(used);
+    if (setting.uniform_part > 0.0) {
+      (void)std::snprintf(text.data() + at, text.size() - at, " uniform=%g", setting.uniform_part);
+    }
+  } else if (!setting.has_codes()) {
     (void)std::snprintf(text.data(), text.size(), "uniform rows=%.4g", setting.budget);
   } else {
     (void)std::snprintf(text.data(), text.size(), "%s bits=%d rows=%.4g temperature=%g%s",
@@ -228,8 +288,7 @@ Status run(const Options& options) {
     const Shape& shape = capture->shape();
     if (settings.empty()) {
       head_dim = shape.head_dim;
-      settings =
-          all_settings(options.untrained ? HeadKind::kSignatures : HeadKind::kTrainedSignatures);
+      settings = all_settings(options);
       progress.emplace(static_cast<int>(settings.size() * options.captures.size()) * options.seeds);
     }
     if (shape.head_dim != head_dim) {
@@ -268,7 +327,11 @@ void declare(CLI::App& app, Options& options) {
   app.add_flag("--mean", options.mean, "the mean over all KV heads is not to exceed it, not each");
   app.add_flag("--global", options.global, "one setting for all KV heads, to compare with");
   app.add_flag("--untrained", options.untrained, "codes in a random rotation, not trained on keys");
-  app.add_option("--seeds", options.seeds, "seeds of codes and draws")
+  app.add_option("--kinds", options.kinds, "what is tried beside exact")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"uniform", "signatures", "tables"}))
+      ->capture_default_str();
+  app.add_option("--seeds", options.seeds, "seeds of codes, planes and draws")
       ->check(CLI::Range(1, 10'000))
       ->capture_default_str();
   app.add_option("--queries", options.trial.queries, "query rows per capture, of the even ones")

@@ -86,6 +86,9 @@ struct IndexReads {
   double bytes_per_row = 0.0;    ///< of each token that is attended to
   /// Bytes of lookups, [queries, kv_heads]; empty for none.
   std::vector<double> lookups = {};
+  /// Beside bytes_per_row, of each token that is attended to of a KV head, [kv_heads]; empty for
+  /// none.
+  std::vector<double> row_bytes_of_head = {};
 };
 
 /// What one setting of one method did on one capture, over seeds, queries and heads.

@@ -2,19 +2,17 @@
 // Methods on bucket tables: the published rule, and settings of (K, L, t, r, rho) beyond it.
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "compare/methods.hpp"
+#include "compare/table_reads.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
-#include "magicpig/hash/hamming_ball.hpp"
 
 namespace magicpig::bench {
 namespace {
@@ -44,41 +42,6 @@ struct TableSetting {
     return text.data();
   }
 };
-
-// What looking up all query rows reads: two offsets and the ids of each bucket, once for all
-// heads of a group, and the norm of each candidate.
-template <class Family>
-IndexReads table_reads(int radius, const BucketTables<Family>& index, const Workbench& bench) {
-  const Shape& shape = bench.capture().shape();
-  const Family& family = index.family();
-  const auto group = static_cast<std::size_t>(shape.group());
-  const auto width = group * static_cast<std::size_t>(shape.head_dim);
-  const auto tables = static_cast<std::size_t>(family.tables());
-  const HammingBall ball = HammingBall::create(family.bits(), radius).value();
-  std::vector<Code> codes(group * tables);
-  std::vector<float> scratch(family.scratch_floats(shape.group()));
-  IndexReads reads{.bytes_per_row = sizeof(float)};
-  for (const int row : bench.rows()) {
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      family.template hash<Ops>(
-          bench.capture().query(row).data() + static_cast<std::size_t>(h) * width, shape.group(),
-          codes.data(), scratch.data());
-      std::set<std::pair<std::size_t, int>> buckets;  // table and code
-      for (std::size_t i = 0; i < codes.size(); ++i) {
-        for (const Code mask : ball.masks()) buckets.insert({i % tables, codes[i] ^ mask});
-      }
-      std::size_t bytes = 0;
-      for (int s = 0; s < index.segment_count(); ++s) {
-        for (const auto& [table, code] : buckets) {
-          bytes += 2 * sizeof(std::uint16_t) +
-                   index.segment(s, h).bucket(static_cast<int>(table), code).size_bytes();
-        }
-      }
-      reads.lookups.push_back(static_cast<double>(bytes));
-    }
-  }
-  return reads;
-}
 
 Status run_tables(const TableSetting& setting, Trial& trial) {
   const auto tables = trial.workbench().tables(setting.bits, setting.tables, trial.seed());

@@ -66,9 +66,9 @@ struct Codes {
   std::optional<Signatures<Quantiser>> index;
 };
 
-/// The indexes of a profile over the middle of a capture, with their quantisers.
+/// The indexes of a profile over the middle of a capture, with their quantisers and planes.
 struct Profiled {
-  std::unique_ptr<HeadQuantisers> quantisers;  // stay where they are: the index refers to them
+  std::unique_ptr<HeadHashes> hashes;  // stay where they are: the index refers to them
   std::optional<PerHeadIndex> index;
 };
 
@@ -207,12 +207,12 @@ class Workbench {
   [[nodiscard]] Result<Profiled> profiled(std::span<const HeadSetting> profile,
                                           std::uint64_t seed) const {
     return capture_.with_key_values([&](const auto& key_values) -> Result<Profiled> {
-      auto quantisers =
-          HeadQuantisers::create(make_backend<Ops>(pool_), key_values, middle_, profile, seed);
-      if (!quantisers.ok()) return quantisers.status();
+      auto hashes =
+          HeadHashes::create(make_backend<Ops>(pool_), key_values, middle_, profile, seed);
+      if (!hashes.ok()) return hashes.status();
       Profiled made;
-      made.quantisers = std::make_unique<HeadQuantisers>(std::move(*quantisers));
-      auto index = PerHeadIndex::create(*made.quantisers);
+      made.hashes = std::make_unique<HeadHashes>(std::move(*hashes));
+      auto index = PerHeadIndex::create(*made.hashes);
       if (!index.ok()) return index.status();
       made.index.emplace(std::move(*index));
       const Status status = build_middle(*made.index);
@@ -500,7 +500,9 @@ class Trial {
   // number `at` of [queries, kv_heads].
   [[nodiscard]] double bytes_read(double rows, std::size_t at) const {
     const Shape& shape = workbench_.capture().shape();
-    const double row = 2.0 * (shape.head_dim + shape.value_dim) + index_reads_.bytes_per_row;
+    const std::vector<double>& own = index_reads_.row_bytes_of_head;
+    const double row = 2.0 * (shape.head_dim + shape.value_dim) + index_reads_.bytes_per_row +
+                       (own.empty() ? 0.0 : own[at % own.size()]);
     const double lookups = index_reads_.lookups.empty() ? 0.0 : index_reads_.lookups[at];
     return rows * row + index_reads_.bytes_per_token * workbench_.middle().size() + lookups;
   }

@@ -254,7 +254,7 @@ class DecodeStep {
     const std::int64_t first_head = std::int64_t{kv_head} * plan_.shape.group();
     HeadReport* reports = request.reports.empty() ? nullptr : request.reports.data() + first_head;
     totals.write(request.states.data() + first_head, reports, sketch);
-    if (reports == nullptr || error_is_told<typename Plan::Sampler>()) return;
+    if (reports == nullptr || error_is_told(*plan_.sampler, kv_head)) return;
     for (int g = 0; g < totals.group; ++g) {
       if (reports[g].drawn > 0) reports[g].error_95 = std::numeric_limits<float>::quiet_NaN();
     }

@@ -24,7 +24,13 @@ Profile every_kind() {
                                  .budget = 0.02378414230005442,
                                  .temperature = 0.7,
                                  .certain = 0.25,
-                                 .value_norms = false}}},
+                                 .value_norms = false},
+                                {.kind = HeadKind::kTables,
+                                 .functions = 12,
+                                 .tables = 48,
+                                 .min_collisions = 1,
+                                 .probe_radius = 1,
+                                 .uniform_part = 0.005}}},
                      {.name = "b \"quoted\"",
                       .heads = {{.kind = HeadKind::kTrainedSignatures, .bits = 1, .budget = 1}}}}};
 }
@@ -60,6 +66,11 @@ TEST_SUITE("Profile") {
     REQUIRE(read.ok());
     CHECK(read->layers[0].heads[0] ==
           HeadSetting{.kind = HeadKind::kTrainedSignatures, .bits = 2, .budget = 0.5});
+    const auto tables =
+        ProfileReader::parse(with_head(R"({"kind": "tables", "functions": 10, "tables": 150})"));
+    REQUIRE(tables.ok());
+    CHECK(tables->layers[0].heads[0] ==
+          HeadSetting{.kind = HeadKind::kTables, .functions = 10, .tables = 150});
   }
 
   TEST_CASE("that is wrong is refused by the name of what is") {
@@ -97,6 +108,25 @@ TEST_SUITE("Profile") {
     CHECK(signatures("\"bits\": 1, \"certain\": 1") == head + "certain 1 must lie in [0, 1)");
     CHECK(signatures("\"bits\": 1, \"value_norms\": 1") ==
           head + "\"value_norms\" is neither true nor false");
+    const auto tables = [&](const std::string& rest) {
+      return message_of(with_head(R"({"kind": "tables", )" + rest + "}"));
+    };
+    const std::string both = "\"functions\": 10, \"tables\": 2, ";
+    CHECK(tables("\"tables\": 2") == head + "no \"functions\"");
+    CHECK(tables("\"functions\": 10") == head + "no \"tables\"");
+    CHECK(tables(both + "\"budget\": 0.1") == head + "\"budget\" says nothing about tables");
+    CHECK(tables("\"functions\": 16") == head + "\"functions\" is not a whole number from 1 to 15");
+    CHECK(tables("\"tables\": 1025") == head + "\"tables\" is not a whole number from 1 to 1024");
+    CHECK(tables(both + "\"min_collisions\": 1.5") ==
+          head + "\"min_collisions\" is not a whole number from 1 to 3");
+    CHECK(tables(both + "\"min_collisions\": 3") ==
+          head + "min_collisions (t) 3 must lie in [1, 2]");
+    CHECK(tables(both + "\"probe_radius\": 11") ==
+          head + "probe_radius (r) 11 must lie in [0, 10]");
+    CHECK(tables(both + "\"probe_radius\": \"1\"") == head + "\"probe_radius\" is not a number");
+    CHECK(tables(both + "\"uniform_part\": 2") == head + "uniform_part 2 must lie in [0, 1]");
+    CHECK(signatures("\"bits\": 1, \"tables\": 2") ==
+          head + "\"tables\" says nothing about signatures");
   }
 
   TEST_CASE("a file that is not there is named") {

@@ -65,6 +65,25 @@ class Contract:
         # All rows of both heads, and 2 bits with norms of one of them.
         assert abs(result["bytes_read_per_token"] - 4 * DIM - (2 * DIM / 8 + 4) / 2) < 1e-9, result
 
+    def check_kinds(self):
+        # At an error that any draw meets all kinds but the asked-for are left out.
+        for kinds, found in (("tables", "tables"), ("uniform", "uniform"), ("signatures", "trained_signatures")):
+            layer, = json.loads(self.tuned("--error", 1, "--margin", 0, "--kinds", kinds))["layers"]
+            assert {head["kind"] for head in layer["kv_heads"]} <= {found, "exact"}, layer
+        layer, = json.loads(self.tuned("--error", 0.9, "--kinds", "uniform,tables"))["layers"]
+        assert {head["kind"] for head in layer["kv_heads"]} <= {"uniform", "tables", "exact"}, layer
+
+    def check_tables(self):
+        for rho in (0, 0.005):
+            head = {"kind": "tables", "functions": 10, "tables": 75, "uniform_part": rho}
+            profile = {"profile": 1, "layers": [{"name": "small", "kv_heads": [head] * KV_HEADS}]}
+            *plain, own = self.judged(json.dumps(profile), "--methods", "tables")
+            label = "K=10 L=75 t=2" + (f" rho={rho}" if rho else "")
+            same, = (result for result in plain if result["setting"] == label)
+            # The very draws of tables that all heads share, through tables of each head alone.
+            for name in ("error_by_seed", "rows", "bytes_read_per_token", "index_bytes_per_token"):
+                assert own[name] == same[name], (label, name, own[name], same[name])
+
     def check_refusals(self):
         def profile(heads, name="small"):
             path = self.folder / "bad.json"
@@ -80,6 +99,7 @@ class Contract:
             (lambda: profile(exact, "other"), ["no layer", "small"]),
             (lambda: profile(exact + exact), ["small", f"profile of {2 * KV_HEADS} KV heads", str(KV_HEADS)]),
             (lambda: profile([{"kind": "uniform", "budget": 2}] * 2), ["bad.json", "KV head 0", "budget 2"]),
+            (lambda: profile([{"kind": "tables", "functions": 16, "tables": 1}] * 2), ["bad.json", "functions", "1 to 15"]),
         ):
             done = self.run(self.compare, self.capture, "--profile", make())
             assert done.returncode == 2 and all(word in done.stderr for word in words), done.stderr
@@ -89,6 +109,7 @@ class Contract:
             ((self.capture, self.capture), ["small"]),
             ((self.capture, "--error", "-1"), ["--error"]),
             ((self.capture, "--margin", "1"), ["--margin"]),
+            ((self.capture, "--kinds", "magic"), ["--kinds", "magic"]),
             ((self.capture, *QUICK, "--profile", self.folder), [str(self.folder)]),
         ):
             done = self.run(self.tune, *options)
@@ -105,6 +126,8 @@ def main():
         contract.check_profile()
         contract.check_exact()
         contract.check_bytes()
+        contract.check_kinds()
+        contract.check_tables()
         contract.check_refusals()
     print("the contract holds")
 

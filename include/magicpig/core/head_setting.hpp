@@ -16,22 +16,54 @@ enum class HeadKind {
   kUniform,            ///< none: tokens are drawn alike
   kSignatures,         ///< codes in a random rotation
   kTrainedSignatures,  ///< codes trained on its keys
+  kTables,             ///< hash tables: tokens that collide with the query in some of them
 };
+
+inline constexpr int kMaxHashFunctions = 15;  ///< of a table, K
+inline constexpr int kMaxHashTables = 1024;   ///< L
 
 /// The way of one KV head. A profile is one of these for each KV head of a layer.
 struct HeadSetting {
   HeadKind kind = HeadKind::kExact;
   int bits = 0;         ///< of signatures, per dimension, 1 to 4
-  double budget = 0.0;  ///< rows, as a fraction of the indexed tokens, in (0, 1]; not of kExact
-  double temperature = 0.0;  ///< of signatures: SignatureSamplerConfig::temperature
-  double certain = 0.0;      ///< of signatures: SignatureSamplerConfig::certain
-  bool value_norms = true;   ///< of signatures: whether norms of values count in a token's score
+  double budget = 0.0;  ///< rows, as a fraction of the indexed tokens, in (0, 1]; of kUniform and
+                        ///< signatures
+  double temperature = 0.0;   ///< of signatures: SignatureSamplerConfig::temperature
+  double certain = 0.0;       ///< of signatures: SignatureSamplerConfig::certain
+  bool value_norms = true;    ///< of signatures: whether norms of values count in a token's score
+  int functions = 0;          ///< of tables: K, hash functions of each, 1 to kMaxHashFunctions
+  int tables = 0;             ///< of tables: L, how many there are, 1 to kMaxHashTables
+  int min_collisions = 2;     ///< of tables: CollisionConfig::min_collisions, t
+  int probe_radius = 0;       ///< of tables: CollisionConfig::probe_radius, r
+  double uniform_part = 0.0;  ///< of tables: the budget of Defensive, as a fraction of the indexed
+                              ///< tokens, in [0, 1]; 0 for collisions alone
 
   [[nodiscard]] constexpr bool has_codes() const {
     return kind == HeadKind::kSignatures || kind == HeadKind::kTrainedSignatures;
   }
+  [[nodiscard]] constexpr bool has_budget() const {
+    return kind == HeadKind::kUniform || has_codes();
+  }
   friend constexpr bool operator==(const HeadSetting&, const HeadSetting&) = default;
 };
+
+/// As check_head(), of tables.
+[[nodiscard]] inline Status check_head_tables(const HeadSetting& head, int kv_head) noexcept {
+  const auto check = [kv_head](const char* name, int value, int least, int most) {
+    if (value >= least && value <= most) return Status();
+    return Status::error(ErrorCode::kInvalidArgument, "KV head %d: %s %d must lie in [%d, %d]",
+                         kv_head, name, value, least, most);
+  };
+  Status status = check("functions (K)", head.functions, 1, kMaxHashFunctions);
+  if (status.ok()) status = check("tables (L)", head.tables, 1, kMaxHashTables);
+  const int most = head.tables < 3 ? head.tables : 3;
+  if (status.ok()) status = check("min_collisions (t)", head.min_collisions, 1, most);
+  if (status.ok()) status = check("probe_radius (r)", head.probe_radius, 0, head.functions);
+  if (!status.ok() || (head.uniform_part >= 0.0 && head.uniform_part <= 1.0)) return status;
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "KV head %d: uniform_part %g must lie in [0, 1]", kv_head,
+                       head.uniform_part);
+}
 
 /// Error: a value outside its bounds; `kv_head` is named in the message.
 [[nodiscard]] inline Status check_head(const HeadSetting& head, int kv_head) noexcept {
@@ -40,6 +72,7 @@ struct HeadSetting {
                          name, value, bounds);
   };
   if (head.kind == HeadKind::kExact) return Status();
+  if (head.kind == HeadKind::kTables) return check_head_tables(head, kv_head);
   if (!(head.budget > 0.0 && head.budget <= 1.0)) return outside("budget", head.budget, "(0, 1]");
   if (!head.has_codes()) return Status();
   if (head.bits < 1 || head.bits > 4) return outside("bits", head.bits, "[1, 4]");

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A way of its own for each KV head: exact, uniform, or by signatures of so many bits.
+// A way of its own for each KV head: exact, uniform, by signatures of so many bits, or by tables.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <span>
 #include <utility>
 #include <variant>
 
@@ -16,49 +15,66 @@
 #include "magicpig/core/one_head.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
-#include "magicpig/hash/head_quantisers.hpp"
+#include "magicpig/hash/head_hashes.hpp"
+#include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/per_head_index.hpp"
+#include "magicpig/sample/collision.hpp"
+#include "magicpig/sample/defensive.hpp"
+#include "magicpig/sample/sampler.hpp"
 #include "magicpig/sample/systematic.hpp"
 #include "magicpig/sample/uniform.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+/// Probabilities of one KV head, in the form of its own sampler.
+struct HeadInclusion {
+  static constexpr bool kAnyToken = false;
+  using Union = UnionInclusion<CosineInclusion>;
+  std::variant<ConstantInclusion, KnownInclusion, CosineInclusion, Union> own;
+
+  template <class Ops>
+  void log_probability(const CandidateTile& tile, float* out) const {
+    if (const auto* same = std::get_if<ConstantInclusion>(&own)) {
+      same->template log_probability<Ops>(tile, out);
+    } else if (const auto* known = std::get_if<KnownInclusion>(&own)) {
+      known->template log_probability<Ops>(tile, out);
+    } else if (const auto* cosine = std::get_if<CosineInclusion>(&own)) {
+      cosine->template log_probability<Ops>(tile, out);
+    } else if (const auto* either = std::get_if<Union>(&own)) {
+      either->template log_probability<Ops>(tile, out);
+    }
+  }
+  void prefetch(const TokenId* tokens, int count) const {
+    if (const auto* cosine = std::get_if<CosineInclusion>(&own)) cosine->prefetch(tokens, count);
+    if (const auto* either = std::get_if<Union>(&own)) either->prefetch(tokens, count);
+  }
+};
+
 /// Draws for each KV head as its setting says, with the very tokens and probabilities that Uniform,
-/// or Systematic on signatures of this head, draw for the same noise key; an exact head has all
-/// tokens, each with probability 1. So it is unbiased because each of those is.
+/// Systematic on signatures of this head, or Collisions and Defensive<Collisions> on tables of it,
+/// draw for the same noise key; an exact head has all tokens, each with probability 1. So it is
+/// unbiased because each of those is.
 class PerHead {
  public:
   static constexpr bool kUnbiased = true;
 
-  /// For indexes of `quantisers`, or of others with the same settings. Errors: as
-  /// Uniform::create() and Systematic::create(), memory.
-  [[nodiscard]] static Result<PerHead> create(const HeadQuantisers& quantisers) noexcept {
-    PerHead sampler(quantisers.kv_heads());
+  /// For indexes of `hashes`, or of others with the same settings. Errors: as Uniform::create(),
+  /// Systematic::create(), Collisions::create() and Defensive::create(), memory.
+  [[nodiscard]] static Result<PerHead> create(const HeadHashes& hashes) noexcept {
+    PerHead sampler(hashes.kv_heads());
     if (sampler.heads_ == nullptr) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads",
-                           quantisers.kv_heads());
+      return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", hashes.kv_heads());
     }
     for (int h = 0; h < sampler.kv_heads_; ++h) {
-      const HeadSetting& setting = quantisers.setting(h);
-      Head& head = sampler.heads_[static_cast<std::size_t>(h)];
-      Status status;
-      if (setting.kind == HeadKind::kUniform) {
-        status = keep(Uniform::create({.fraction = setting.budget}), head);
-      }
-      const HeadQuantisers::One& quantiser = quantisers.quantiser(h);
-      if (const auto* random = std::get_if<HadamardQuantiser>(&quantiser)) {
-        status = keep(systematic(*random, setting), head);
-      }
-      if (const auto* trained = std::get_if<ProductQuantiser>(&quantiser)) {
-        status = keep(systematic(*trained, setting), head);
-      }
+      const Status status =
+          make(hashes.setting(h), hashes.hash(h), sampler.heads_[static_cast<std::size_t>(h)]);
       if (!status.ok()) return status;
     }
     return sampler;
   }
 
-  /// Error: an index of other KV heads, or one of whose heads has other codes.
+  /// Error: an index of other KV heads, or one of whose heads has other codes or tables.
   [[nodiscard]] Status supports(const PerHeadIndex& index) const noexcept {
     if (index.kv_heads() != kv_heads_) {
       return Status::error(ErrorCode::kShapeMismatch,
@@ -66,22 +82,23 @@ class PerHead {
                            index.kv_heads());
     }
     for (int h = 0; h < kv_heads_; ++h) {
-      const Systematic* own = std::get_if<Systematic>(&at(h));
-      const auto* random = index.signatures<HadamardQuantiser>(h);
-      const auto* trained = index.signatures<ProductQuantiser>(h);
-      if ((own != nullptr) != (random != nullptr || trained != nullptr)) {
-        return Status::error(ErrorCode::kShapeMismatch,
-                             "KV head %d: the sampler and the index do not both have signatures",
-                             h);
-      }
-      Status status;
-      if (random != nullptr) status = own->supports(*random);
-      if (trained != nullptr) status = own->supports(*trained);
+      const Status status = supports(index, h);
       if (!status.ok()) {
         return Status::error(status.code(), "KV head %d: %s", h, status.message());
       }
     }
     return Status();
+  }
+
+  /// Whether the probabilities of this KV head alone tell how far its draws may be off.
+  [[nodiscard]] bool error_is_told(int kv_head) const {
+    if (std::get_if<Collisions>(&at(kv_head)) != nullptr) {
+      return magicpig::error_is_told<Collisions>();
+    }
+    if (std::get_if<Defensive<Collisions>>(&at(kv_head)) != nullptr) {
+      return magicpig::error_is_told<Defensive<Collisions>>();
+    }
+    return true;
   }
 
   /// Memory in which the head that is drawn for carves its own.
@@ -94,59 +111,78 @@ class PerHead {
     std::size_t most = 0;
     for (int h = 0; h < kv_heads_; ++h) {
       Arena own;
-      if (const auto* uniform = std::get_if<Uniform>(&at(h))) (void)uniform->carve(own, limits);
-      if (const auto* codes = std::get_if<Systematic>(&at(h))) (void)codes->carve(own, limits);
-      if (std::get_if<Systematic>(&at(h)) == nullptr) (void)All::carve(own, limits);
+      if (const auto* uniform = std::get_if<Uniform>(&at(h))) {
+        (void)uniform->carve(own, limits);
+      } else if (const auto* codes = std::get_if<Systematic>(&at(h))) {
+        (void)codes->carve(own, limits);
+      } else if (const auto* collisions = std::get_if<Collisions>(&at(h))) {
+        (void)collisions->carve(own, limits);
+      } else if (const auto* both = std::get_if<Defensive<Collisions>>(&at(h))) {
+        (void)both->carve(own, limits);
+      } else {
+        (void)own.take<TokenId>(static_cast<std::size_t>(limits.tokens));
+      }
       most = own.bytes_needed() > most ? own.bytes_needed() : most;
     }
     return {.memory = arena.take<std::byte>(most), .bytes = most};
   }
 
   template <class Ops, class Source>
-  [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, PerHeadIndex>& input,
-                                                Scratch& scratch) const {
-    const DrawLimits limits{.group = input.queries.count, .tokens = input.index.indexed().size()};
-    Arena arena({scratch.memory, scratch.bytes});
+  [[nodiscard]] Candidates<HeadInclusion> draw(const DrawInput<Source, PerHeadIndex>& input,
+                                               Scratch& scratch) const {
     const int h = input.kv_head;
     if (const auto* codes = std::get_if<Systematic>(&at(h))) {
-      typename Systematic::Scratch own = codes->carve(arena, limits);
       if (const auto* random = input.index.template signatures<HadamardQuantiser>(h)) {
-        return codes->template draw<Ops>(alone(input, *random, OneHead(input.key_values, h)), own);
+        return draw_alone<Ops>(*codes, input, *random, scratch);
       }
-      const auto* trained = input.index.template signatures<ProductQuantiser>(h);
-      return codes->template draw<Ops>(alone(input, *trained, OneHead(input.key_values, h)), own);
+      return draw_alone<Ops>(*codes, input, *input.index.template signatures<ProductQuantiser>(h),
+                             scratch);
     }
+    if (const auto* collisions = std::get_if<Collisions>(&at(h))) {
+      return draw_alone<Ops>(*collisions, input, *input.index.tables(h), scratch);
+    }
+    if (const auto* both = std::get_if<Defensive<Collisions>>(&at(h))) {
+      return draw_alone<Ops>(*both, input, *input.index.tables(h), scratch);
+    }
+    const TokenRange range = input.index.indexed();
+    Arena arena({scratch.memory, scratch.bytes});
     if (const auto* uniform = std::get_if<Uniform>(&at(h))) {
-      typename Uniform::Scratch own = uniform->carve(arena, limits);
-      const auto drawn = uniform->template draw<Ops>(input, own);
-      return All::carve(arena, limits).with(drawn.tokens, drawn.inclusion.log_pi);
+      Uniform::Scratch own = uniform->carve(arena, limits(input));
+      return in_common(uniform->template draw<Ops>(input, own));
     }
-    const All all = All::carve(arena, limits);
-    for (TokenId i = 0; i < limits.tokens; ++i) all.tokens[i] = input.index.indexed().begin + i;
-    return all.with({all.tokens, static_cast<std::size_t>(limits.tokens)}, 0.0F);
+    const auto count = static_cast<std::size_t>(range.size());
+    auto* tokens = arena.take<TokenId>(count);
+    for (TokenId i = 0; i < range.size(); ++i) tokens[i] = range.begin + i;
+    return {.tokens = {tokens, count}, .members = {}, .inclusion = {.own = ConstantInclusion{}}};
   }
 
  private:
-  using Head = std::variant<std::monostate, Uniform, Systematic>;  // the first for exact
-
-  // Room for every token, and for probabilities that all are the same.
-  struct All {
-    TokenId* tokens = nullptr;
-    float* log_pi = nullptr;
-
-    static All carve(Arena& arena, const DrawLimits& limits) {
-      const auto tokens = static_cast<std::size_t>(limits.tokens);
-      return {.tokens = arena.take<TokenId>(tokens), .log_pi = arena.take<float>(tokens)};
-    }
-    [[nodiscard]] Candidates<KnownInclusion> with(std::span<const TokenId> drawn,
-                                                  float same) const {
-      for (std::size_t i = 0; i < drawn.size(); ++i) log_pi[i] = same;
-      return {.tokens = drawn, .members = {}, .inclusion = {.log_pi = log_pi}};
-    }
-  };
+  using Head = std::variant<std::monostate, Uniform, Systematic, Collisions,
+                            Defensive<Collisions>>;  // the first for exact
 
   explicit PerHead(int kv_heads)
       : heads_(new (std::nothrow) Head[static_cast<std::size_t>(kv_heads)]), kv_heads_(kv_heads) {}
+
+  // The sampler of one KV head.
+  static Status make(const HeadSetting& setting, const HeadHashes::One& hash, Head& head) {
+    if (const auto* random = std::get_if<HadamardQuantiser>(&hash)) {
+      return keep(systematic(*random, setting), head);
+    }
+    if (const auto* trained = std::get_if<ProductQuantiser>(&hash)) {
+      return keep(systematic(*trained, setting), head);
+    }
+    if (const auto* planes = std::get_if<SimHash>(&hash)) {
+      Result<Collisions> made = Collisions::create(
+          *planes,
+          {.min_collisions = setting.min_collisions, .probe_radius = setting.probe_radius});
+      if (!made.ok() || setting.uniform_part == 0.0) return keep(std::move(made), head);
+      return keep(
+          Defensive<Collisions>::create(std::move(*made), {.fraction = setting.uniform_part}),
+          head);
+    }
+    if (setting.kind != HeadKind::kUniform) return Status();
+    return keep(Uniform::create({.fraction = setting.budget}), head);
+  }
 
   template <class Q>
   static Result<Systematic> systematic(const Q& quantiser, const HeadSetting& setting) {
@@ -161,19 +197,61 @@ class PerHead {
     return made.status();
   }
 
-  // The input for one KV head whose index knows it as 0.
-  template <class Source, class Q>
-  static DrawInput<OneHead<Source>, Signatures<Q>> alone(
-      const DrawInput<Source, PerHeadIndex>& input, const Signatures<Q>& index,
-      const OneHead<Source>& source) {
+  // supports() for one KV head.
+  [[nodiscard]] Status supports(const PerHeadIndex& index, int kv_head) const noexcept {
+    const auto* codes = std::get_if<Systematic>(&at(kv_head));
+    const auto* random = index.signatures<HadamardQuantiser>(kv_head);
+    const auto* trained = index.signatures<ProductQuantiser>(kv_head);
+    if ((codes != nullptr) != (random != nullptr || trained != nullptr)) {
+      return not_both("signatures");
+    }
+    if (random != nullptr) return codes->supports(*random);
+    if (trained != nullptr) return codes->supports(*trained);
+    const auto* collisions = std::get_if<Collisions>(&at(kv_head));
+    const auto* both = std::get_if<Defensive<Collisions>>(&at(kv_head));
+    const auto* tables = index.tables(kv_head);
+    if ((collisions != nullptr || both != nullptr) != (tables != nullptr)) {
+      return not_both("tables");
+    }
+    if (collisions != nullptr) return collisions->supports(*tables);
+    if (both != nullptr) return both->supports(*tables);
+    return Status();
+  }
+
+  static Status not_both(const char* what) {
+    return Status::error(ErrorCode::kShapeMismatch, "the sampler and the index do not both have %s",
+                         what);
+  }
+
+  template <class Source>
+  static DrawLimits limits(const DrawInput<Source, PerHeadIndex>& input) {
+    return {.group = input.queries.count, .tokens = input.index.indexed().size()};
+  }
+
+  template <class Inclusion>
+  static Candidates<HeadInclusion> in_common(const Candidates<Inclusion>& drawn) {
+    return {
+        .tokens = drawn.tokens, .members = drawn.members, .inclusion = {.own = drawn.inclusion}};
+  }
+
+  // Draws for one KV head from an index that knows it as 0.
+  template <class Ops, class Sampler, class Source, class Index>
+  static Candidates<HeadInclusion> draw_alone(const Sampler& sampler,
+                                              const DrawInput<Source, PerHeadIndex>& input,
+                                              const Index& index, const Scratch& scratch) {
+    Arena arena({scratch.memory, scratch.bytes});
+    typename Sampler::Scratch own = sampler.carve(arena, limits(input));
     NoiseKey noise = input.noise;
     noise.first_head += static_cast<std::uint32_t>(input.kv_head);
-    return {.key_values = source,
-            .index = index,
-            .kv_head = 0,
-            .queries = input.queries,
-            .scale = input.scale,
-            .noise = noise};
+    const OneHead<Source> source(input.key_values, input.kv_head);
+    return in_common(
+        sampler.template draw<Ops>(DrawInput<OneHead<Source>, Index>{.key_values = source,
+                                                                     .index = index,
+                                                                     .kv_head = 0,
+                                                                     .queries = input.queries,
+                                                                     .scale = input.scale,
+                                                                     .noise = noise},
+                                   own));
   }
 
   [[nodiscard]] const Head& at(int kv_head) const {

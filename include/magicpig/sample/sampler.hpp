@@ -47,6 +47,16 @@ template <class S>
   return false;
 }
 
+/// The same for one KV head, of samplers that do not draw alike for all.
+template <class S>
+[[nodiscard]] constexpr bool error_is_told(const S& sampler, int kv_head) {
+  if constexpr (requires { sampler.error_is_told(kv_head); }) {
+    return sampler.error_is_told(kv_head);
+  } else {
+    return error_is_told<S>();
+  }
+}
+
 /// Whether a sampler can draw from an index: what its `supports(index)` says, where it has one.
 /// Samplers that look at more than the range of an index have one, and decode() asks it first.
 template <class Sampler, Index IndexType>
