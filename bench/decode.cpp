@@ -6,10 +6,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdio>
+#include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "magicpig/attention.hpp"
+#include "profile.hpp"
+#include "profile_workload.hpp"
 #include "published.hpp"
 #include "relative_error.hpp"
 #include "signature_stages.hpp"
@@ -161,48 +165,98 @@ std::vector<Method<T>> methods() {
   return list;
 }
 
+/// The layers of a profile that was asked for, by the name of their runs: `<file's stem>:<layer>`.
+using Profiles = std::vector<LayerProfile>;
+
+/// Takes `--profile=FILE` out of the arguments, as often as it is there. Ends the program on a file
+/// that is no profile.
+Profiles take_profiles(int& argc, char** argv) {
+  const std::string option = "--profile=";
+  Profiles layers;
+  int kept = 1;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument.rfind(option, 0) != 0) {
+      argv[kept++] = argv[i];
+      continue;
+    }
+    const std::string path = argument.substr(option.size());
+    auto profile = read_profile(path);
+    if (!profile.ok()) fail(profile.status().message());
+    for (LayerProfile& layer : profile->layers) {
+      layer.name = std::filesystem::path(path).stem().string() + ":" + layer.name;
+      for (const LayerProfile& other : layers) {
+        if (other.name == layer.name) fail((layer.name + " is in two files of one name").c_str());
+      }
+      layers.push_back(std::move(layer));
+    }
+  }
+  argc = kept;
+  return layers;
+}
+
+/// A layer of a profile, its settings repeated over the KV heads. It brings its own index.
+template <class T>
+void profiled(State& state, Harness& harness, const Run& run, const LayerProfile& layer) {
+  auto& workload = harness.workload<T>(run.shape, false);
+  const auto& own = harness.keep<ProfiledLayer>(
+      layer.name, [&] { return ProfiledLayer::make(workload, layer, harness.pool(run.threads)); });
+  time_decode(state, harness, workload, run.threads, own.sampler, &own.index,
+              profile_traffic(workload, own));
+}
+
+// Wall-clock times, without UseRealTime(): it appends to the name.
+template <class Function>
+void register_step(const std::string& name, const Function& function) {
+  ::benchmark::RegisterBenchmark(name.c_str(), function)
+      ->Unit(::benchmark::kMicrosecond)
+      ->Iterations(kColdSteps);
+}
+
 // Of the methods, those that need these hash tables: a workload holds one kind at a time.
 template <class T>
-void register_run(Harness& harness, Run run) {
+void register_run(Harness& harness, Run run, const Profiles& profiles) {
   for (const Method<T>& method : methods<T>()) {
     if (!(method.index == run.shape.index)) continue;
-    // Not UseRealTime(): it appends to the name, and the times shown are wall-clock times all the
-    // same.
-    ::benchmark::RegisterBenchmark(
-        run_name(method.name, run, dtype_name<T>()).c_str(),
-        [&harness, run, method](State& state) { method.run(state, harness, run); })
-        ->Unit(::benchmark::kMicrosecond)
-        ->Iterations(kColdSteps);
+    register_step(run_name(method.name, run, dtype_name<T>()),
+                  [&harness, run, method](State& state) { method.run(state, harness, run); });
+  }
+  if (!(run.shape.index == kPublished)) return;
+  for (const LayerProfile& layer : profiles) {
+    register_step(
+        run_name(layer.name.c_str(), run, dtype_name<T>()),
+        [&harness, run, &layer](State& state) { profiled<T>(state, harness, run, layer); });
   }
 }
 
-void register_decode(Harness& harness, const WorkloadShape& shape, bool all) {
+void register_decode(Harness& harness, const WorkloadShape& shape, bool all,
+                     const Profiles& profiles) {
   const bool usual =
       (shape.tokens == 32768 || shape.tokens == 98304) && shape.head_dim == 128 && shape.group == 4;
   for (const int threads : {1, 2}) {
     const Run run{.shape = shape, .threads = threads};
-    if (all || usual) register_run<bf16>(harness, run);
+    if (all || usual) register_run<bf16>(harness, run, profiles);
   }
   for (const int threads : {1, 2}) {
     const Run run{.shape = shape, .threads = threads};
-    if (all) register_run<fp16>(harness, run);
-    if (all) register_run<float>(harness, run);
-    if (all) register_run<q8_0>(harness, run);
+    if (all) register_run<fp16>(harness, run, profiles);
+    if (all) register_run<float>(harness, run, profiles);
+    if (all) register_run<q8_0>(harness, run, profiles);
   }
 }
 
 // Shape by shape, since a workload lives until another one is wanted.
-void register_all(Harness& harness, bool all) {
+void register_all(Harness& harness, bool all, const Profiles& profiles) {
   for (const TokenId tokens : {1024, 2048, 4096, 8192, 32768, 98304, 131072, 1048576}) {
     for (const int dim : {64, 128}) {
       for (const int group : {1, 4, 8}) {
         const WorkloadShape shape{.tokens = tokens, .head_dim = dim, .group = group};
         register_stages(harness, shape, all);
-        register_decode(harness, shape, all);
+        register_decode(harness, shape, all, profiles);
         register_signature_stages(harness, shape, all);
         WorkloadShape probing = shape;
         probing.index = kProbing;
-        register_decode(harness, probing, all);
+        register_decode(harness, probing, all, profiles);
       }
     }
   }
@@ -213,7 +267,8 @@ void register_all(Harness& harness, bool all) {
 
 int main(int argc, char** argv) {
   const bool all = wants_all(argc, argv);
+  const Profiles profiles = take_profiles(argc, argv);
   Harness harness(argc, argv);
-  register_all(harness, all);
+  register_all(harness, all, profiles);
   return run_benchmarks(harness, argc, argv);
 }

@@ -25,7 +25,7 @@ Traffic candidate_traffic(Workload<T>& workload, const Sampler& sampler, double*
   *candidates = 0.0;
   for (int h = 0; h < kKvHeads; ++h) {
     const auto drawn = sampler.template draw<Ops>(workload.draw_input(h), *scratch);
-    const bool norms = !std::is_same_v<Sampler, Uniform>;
+    const float* norms = std::is_same_v<Sampler, Uniform> ? nullptr : workload.index().norms(h);
     *candidates += static_cast<double>(drawn.tokens.size());
     traffic.bytes += gather_bytes(workload, h, drawn, norms) +
                      static_cast<double>(drawn.tokens.size_bytes() + drawn.members.size_bytes());

@@ -105,7 +105,7 @@ template <class T>
   for (int h = 0; h < kKvHeads; ++h) {
     const auto drawn = sampler.draw<Ops>(signatures.draw_input(workload, h), *scratch);
     traffic.rows += static_cast<double>(drawn.tokens.size()) / (indexed * kKvHeads);
-    traffic.bytes += gather_bytes(workload, h, drawn, false);
+    traffic.bytes += gather_bytes(workload, h, drawn, nullptr);
   }
   return traffic;
 }
@@ -116,9 +116,7 @@ template <class T>
                                         const SignatureSetting& setting) {
   Traffic traffic = drawn_traffic(workload, signatures, setting);
   traffic.bytes += scan_bytes(workload, signatures);
-  const TokenId exact = workload.shape().tokens - workload.middle().size();
-  const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
-  traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;
+  traffic.bytes += window_bytes(workload);
   return traffic;
 }
 

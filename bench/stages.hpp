@@ -164,7 +164,7 @@ void time_attend_candidates(::benchmark::State& state, Harness& harness,
   SamplerScratch<Collisions> scratch(sampler, workload);
   for (int h = 0; h < kKvHeads; ++h) {
     const auto candidates = sampler.draw<Ops>(workload.draw_input(h), *scratch);
-    traffic.bytes += gather_bytes(workload, h, candidates, true);
+    traffic.bytes += gather_bytes(workload, h, candidates, workload.index().norms(h));
   }
   time_candidates(state, harness, workload, sampler, SelfNormalised{}, traffic);
 }

@@ -197,30 +197,29 @@ template <class T>
                    static_cast<double>(row_bytes<T>(static_cast<std::size_t>(shape.head_dim)))};
 }
 
-/// Reads of the hash tables for one KV head: ids and offsets of the buckets of its query heads.
-template <class T>
-[[nodiscard]] double table_bytes(Workload<T>& workload, int kv_head) {
-  const QueryGroup queries = workload.queries(kv_head);
-  const Tables& index = workload.index();
-  const TableSetting& setting = workload.shape().index;
-  const auto ball = HammingBall::create(setting.bits, setting.radius);
+/// Reads of hash tables for the queries of one KV head, number `kv_head` in `index`: ids and
+/// offsets of the buckets within `radius` flips of its query heads'.
+[[nodiscard]] inline double table_bytes(const Tables& index, int kv_head, const QueryGroup& queries,
+                                        int radius) {
+  const SimHash& family = index.family();
+  const auto ball = HammingBall::create(family.bits(), radius);
   if (!ball.ok()) fail(ball.status().message());
-  std::vector<Code> codes(static_cast<std::size_t>(queries.count * setting.tables));
-  std::vector<float> scratch(workload.family().scratch_floats(queries.count));
-  workload.family().template hash<Ops>(queries.data, queries.count, codes.data(), scratch.data());
+  std::vector<Code> codes(static_cast<std::size_t>(queries.count * family.tables()));
+  std::vector<float> scratch(family.scratch_floats(queries.count));
+  family.template hash<Ops>(queries.data, queries.count, codes.data(), scratch.data());
   double bytes = 0.0;
   for (int s = 0; s < index.segment_count(); ++s) {
     const Segment& segment = index.segment(s, kv_head);
     LineSet ids;
     LineSet offsets;  // by place in the array [tables, buckets + 1], which starts a line
     for (std::size_t i = 0; i < codes.size(); ++i) {
-      const int table = static_cast<int>(i) % setting.tables;
+      const int table = static_cast<int>(i) % family.tables();
       for (const Code mask : ball->masks()) {
         const int code = codes[i] ^ mask;
         const auto bucket = segment.bucket(table, code);
         ids.add(bucket.data(), bucket.size_bytes());
         const std::size_t place =
-            static_cast<std::size_t>(table * (bucket_count(setting.bits) + 1) + code) *
+            static_cast<std::size_t>(table * (bucket_count(family.bits()) + 1) + code) *
             sizeof(std::uint16_t);
         offsets.add_place(place, 2 * sizeof(std::uint16_t));
       }
@@ -229,22 +228,34 @@ template <class T>
   }
   return bytes;
 }
+template <class T>
+[[nodiscard]] double table_bytes(Workload<T>& workload, int kv_head) {
+  return table_bytes(workload.index(), kv_head, workload.queries(kv_head),
+                     workload.shape().index.radius);
+}
 
-/// Rows that candidates of one KV head make decode() gather, with the norms that collisions need.
+/// Rows that candidates of one KV head make decode() gather, with the norms that collisions need:
+/// `norms` of the middle, or null.
 template <class T, class Candidates>
-[[nodiscard]] double gather_bytes(Workload<T>& workload, int kv_head, const Candidates& candidates,
-                                  bool norms) {
+[[nodiscard]] double gather_bytes(const Workload<T>& workload, int kv_head,
+                                  const Candidates& candidates, const float* norms) {
   LineSet lines;
   const auto& view = workload.view();
   const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
   for (const TokenId token : candidates.tokens) {
     lines.add(view.key(kv_head, token), row);
     lines.add(view.value(kv_head, token), row);
-    if (!norms) continue;
-    const float* norm = workload.index().norms(kv_head) + (token - workload.middle().begin);
-    lines.add(norm, sizeof *norm);
+    if (norms != nullptr) lines.add(norms + (token - workload.middle().begin), sizeof *norms);
   }
   return lines.bytes();
+}
+
+/// The rows beside the middle.
+template <class T>
+[[nodiscard]] double window_bytes(const Workload<T>& workload) {
+  const TokenId exact = workload.shape().tokens - workload.middle().size();
+  return 2.0 * kKvHeads * exact *
+         static_cast<double>(row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim)));
 }
 
 /// What a step with collisions of (K, L) tables reads: exact and drawn rows, norms, ids, offsets.
@@ -256,11 +267,10 @@ template <class T>
     const auto candidates = sampler.draw<Ops>(workload.draw_input(h), *scratch);
     traffic.rows += static_cast<double>(candidates.tokens.size()) /
                     (static_cast<double>(workload.middle().size()) * kKvHeads);
-    traffic.bytes += gather_bytes(workload, h, candidates, true) + table_bytes(workload, h);
+    traffic.bytes +=
+        gather_bytes(workload, h, candidates, workload.index().norms(h)) + table_bytes(workload, h);
   }
-  const TokenId exact = workload.shape().tokens - workload.middle().size();
-  const std::size_t row = row_bytes<T>(static_cast<std::size_t>(workload.shape().head_dim));
-  traffic.bytes += 2.0 * kKvHeads * static_cast<double>(row) * exact;
+  traffic.bytes += window_bytes(workload);
   return traffic;
 }
 
