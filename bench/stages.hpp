@@ -40,7 +40,8 @@ struct AttendMemory {
     return {{.key_values = workload.view(),
              .kv_head = kv_head,
              .queries = workload.queries(kv_head),
-             .scale = workload.scale()},
+             .logits = {.scale = workload.scale()},
+             .mask = {.visible = {.begin = 0, .end = workload.view().tokens()}}},
             scratch,
             totals};
   }

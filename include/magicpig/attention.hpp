@@ -36,7 +36,9 @@
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/executor.hpp"
+#include "magicpig/core/logit_terms.hpp"
 #include "magicpig/core/state.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
@@ -83,45 +85,72 @@ struct DecodeScratch {
   }
 };
 
-/// The algorithm, for one KV head of one request and one part of its exact tokens: sink, local and
-/// not yet indexed tokens are exact, the others are drawn, with the first part; all of them meet in
-/// one softmax.
+/// Number of a task's first query head, of all heads of all rows of its request.
+template <class Plan>
+[[nodiscard]] std::int64_t first_head_of(const Plan& plan, const DecodeTask& at) {
+  return std::int64_t{at.row} * plan.shape.query_heads + at.kv_head * plan.shape.group();
+}
+
+/// What the logits of one KV head's query heads have beside q.k, for one query row.
+template <class Plan, class RequestType>
+[[nodiscard]] GroupLogits group_logits(const Plan& plan, const RequestType& request,
+                                       const DecodeTask& at) {
+  const LogitTerms& terms = plan.logits;
+  const std::int64_t head = std::int64_t{at.kv_head} * plan.shape.group();
+  const TokenId own = request.mask(at.row).visible.end - 1;  // the row's token
+  const bool numbered = request.positions.empty() || own < 0;
+  return {.scale = plan.logit_scale(),
+          .soft_cap = terms.soft_cap,
+          .alibi_slopes = terms.alibi_slopes.empty() ? nullptr : terms.alibi_slopes.data() + head,
+          .sinks = terms.sink_logits.empty() ? nullptr : terms.sink_logits.data() + head,
+          .positions = numbered ? nullptr : request.positions.data(),
+          .query_position = numbered ? own : request.positions[static_cast<std::size_t>(own)]};
+}
+
+/// The algorithm, for one KV head of one query row and one part of its exact tokens: sink, local
+/// and not yet indexed tokens are exact, the others are drawn, with the first part; all of them
+/// meet in one softmax.
 template <class Ops, class Plan, class RequestType>
-void decode_head(const Plan& plan, const RequestType& request, int kv_head, int part,
+void decode_head(const Plan& plan, const RequestType& request, const DecodeTask& at,
                  DecodeScratch<Plan>& scratch, const AttendTotals& totals) noexcept {
   using Source = typename RequestType::Source;
-  const QueryGroup queries{.data = request.query.data() +
-                                   std::int64_t{kv_head} * plan.shape.group() * plan.shape.head_dim,
+  const std::int64_t first_head = first_head_of(plan, at);
+  const QueryGroup queries{.data = request.query.data() + first_head * plan.shape.head_dim,
                            .count = plan.shape.group(),
                            .dim = plan.shape.head_dim};
-  const ExactParts exact = exact_parts(plan, request);
+  const ExactParts exact = exact_parts(plan, request, at.row);
+  const TokenMask mask = request.mask(at.row);
 
   Attend<Ops, Source> attend({.key_values = *request.key_values,
-                              .kv_head = kv_head,
+                              .kv_head = at.kv_head,
                               .queries = queries,
-                              .scale = plan.logit_scale(),
+                              .logits = group_logits(plan, request, at),
+                              .mask = mask,
                               .report = !request.reports.empty() || plan.promise.asked()},
                              scratch.attend, totals);
-  attend.add_exact(exact.before(part));
-  attend.add_exact(exact.behind(part));
-  if (part == 0 && !exact.sampled.empty()) {
+  if (at.part == 0) attend.add_sinks();
+  attend.add_exact(exact.before(at.part));
+  attend.add_exact(exact.behind(at.part));
+  if (at.part == 0 && !exact.sampled.empty()) {
     const DrawInput<Source, typename RequestType::Index> input{
         .key_values = *request.key_values,
         .index = *request.index,
-        .kv_head = kv_head,
+        .kv_head = at.kv_head,
         .queries = queries,
         .scale = plan.logit_scale(),
-        .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer}};
+        .noise = {.seed = request.seed,
+                  .step = request.step + static_cast<std::uint32_t>(at.row),
+                  .layer = plan.layer}};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
-        keep_promise<Ops>(plan, input, scratch, attend, totals,
-                          request.states.data() + std::int64_t{kv_head} * plan.shape.group());
+        keep_promise<Ops>(plan, input, scratch, attend, totals, exact.sampled,
+                          request.states.data() + first_head);
       }
     } else {
       const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
       attend.add_candidates(candidates, plan.estimator);
     }
-    *totals.indexed = exact.sampled.size();
+    *totals.indexed = mask.count(exact.sampled);
   }
   attend.finish();
 }
@@ -135,8 +164,9 @@ template <class Plan>
   return DecodeLayout(plan.shape, arena.bytes_needed(), workers);
 }
 
-/// Bytes of workspace that decode() needs, of any alignment: for up to `requests` requests whose
-/// caches hold up to `tokens` tokens, on `workers` workers. The plan must be valid.
+/// Bytes of workspace that decode() needs, of any alignment: for up to `requests` requests, or
+/// query rows of fewer, whose caches hold up to `tokens` tokens, on `workers` workers. The plan
+/// must be valid.
 template <class Plan>
 [[nodiscard]] std::size_t workspace_bytes(const Plan& plan, TokenId tokens, int workers,
                                           std::size_t requests = 1) {
@@ -163,15 +193,21 @@ class DecodeStep {
     for (std::size_t i = 0; i < requests.size() && status.ok(); ++i) {
       status = validate(plan, requests[i], i);
       if (!status.ok()) break;
-      const TokenId size = sampled_range(plan, requests[i]).size();
-      indexed = size > indexed ? size : indexed;
+      const TokenId size = indexed_range<Plan>(requests[i]).size();
+      for (int row = 0; row < requests[i].query_rows && size > indexed; ++row) {
+        if (!sampled_range(plan, requests[i], row).empty()) indexed = size;
+      }
     }
     if (!status.ok()) return status;
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
     DecodeLayout layout = decode_layout(plan, indexed, workers);
-    for (const RequestType& request : requests) layout.add(1, exact_parts(plan, request));
+    for (const RequestType& request : requests) {
+      for (int row = 0; row < request.query_rows; ++row) {
+        layout.add(1, exact_parts(plan, request, row));
+      }
+    }
     if (layout.tasks() > static_cast<std::size_t>(INT32_MAX)) {
       return Status::error(ErrorCode::kInvalidArgument,
                            "%zu requests of %d KV heads are 2^31 tasks or more", requests.size(),
@@ -187,7 +223,7 @@ class DecodeStep {
     return DecodeStep(plan, requests, workspace, indexed, layout);
   }
 
-  /// One task per request, KV head and part of the exact tokens.
+  /// One task per request, query row, KV head and part of the exact tokens.
   [[nodiscard]] int tasks() const { return static_cast<int>(layout_.tasks()); }
 
   /// Runs one task with one worker's scratch. Tasks are independent and may run in any order, on
@@ -198,11 +234,10 @@ class DecodeStep {
     const DecodeTask at = layout_.find(workspace_, task);
     const RequestType& request = requests_[at.request];
     if (at.parts == 1) {
-      decode_head<Ops>(plan_, request, at.kv_head, 0, scratch, scratch.totals);
-      write(request, at.kv_head, scratch.totals, &scratch.attend.sketch);
+      decode_head<Ops>(plan_, request, at, scratch, scratch.totals);
+      write(at, scratch.totals, &scratch.attend.sketch);
     } else {
-      decode_head<Ops>(plan_, request, at.kv_head, at.part, scratch,
-                       layout_.totals(workspace_, at.slot));
+      decode_head<Ops>(plan_, request, at, scratch, layout_.totals(workspace_, at.slot));
     }
   }
 
@@ -223,7 +258,7 @@ class DecodeStep {
       for (int part = 1; part < at.parts; ++part) {
         totals.add(layout_.totals(workspace_, at.slot + static_cast<std::size_t>(part)));
       }
-      write(requests_[at.request], at.kv_head, totals, nullptr);
+      write(at, totals, nullptr);
     }
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       for (std::size_t h = 0; h < requests_[i].states.size(); ++h) {
@@ -231,8 +266,10 @@ class DecodeStep {
         bool finite = state.lse < -kEmptyLse;  // false for NaN and +inf
         for (const float x : state.out) finite = finite && std::isfinite(x);
         if (finite) continue;
+        const auto heads = static_cast<std::size_t>(plan_.shape.query_heads);
         return Status::error(ErrorCode::kNonFinite,
-                             "request %zu: the output of head %zu is not finite", i, h);
+                             "request %zu: the output of row %zu, head %zu is not finite", i,
+                             h / heads, h % heads);
       }
     }
     return Status();
@@ -249,12 +286,12 @@ class DecodeStep {
         indexed_tokens_(indexed),
         layout_(layout) {}
 
-  void write(const RequestType& request, int kv_head, const AttendTotals& totals,
-             const ErrorSketch* sketch) const {
-    const std::int64_t first_head = std::int64_t{kv_head} * plan_.shape.group();
+  void write(const DecodeTask& at, const AttendTotals& totals, const ErrorSketch* sketch) const {
+    const RequestType& request = requests_[at.request];
+    const std::int64_t first_head = first_head_of(plan_, at);
     HeadReport* reports = request.reports.empty() ? nullptr : request.reports.data() + first_head;
     totals.write(request.states.data() + first_head, reports, sketch);
-    if (reports == nullptr || error_is_told(*plan_.sampler, kv_head)) return;
+    if (reports == nullptr || error_is_told(*plan_.sampler, at.kv_head)) return;
     for (int g = 0; g < totals.group; ++g) {
       if (reports[g].drawn > 0) reports[g].error_95 = std::numeric_limits<float>::quiet_NaN();
     }

@@ -11,7 +11,9 @@
 #include <type_traits>
 
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/logit_terms.hpp"
 #include "magicpig/core/state.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/estimate/estimator.hpp"
@@ -39,28 +41,52 @@ struct DecodePlan {
   Estimator estimator = {};
   float scale = 0.0F;  ///< logit = scale * q.k; 0 means 1 / sqrt(head_dim)
   std::uint32_t layer = 0;
-  TokenId exact_below = kExactBelow;  ///< an index of fewer tokens is not drawn from
+  TokenId exact_below = kExactBelow;  ///< fewer indexed tokens are not drawn from
   Promise promise = {};               ///< for every head's output, where the sampler can keep one
+  LogitTerms logits = {};             ///< soft cap, ALiBi, sinks
 
   [[nodiscard]] float logit_scale() const {
     return scale != 0.0F ? scale : 1.0F / ::sqrtf(static_cast<float>(shape.head_dim));
   }
 };
 
-/// One sequence's part of a decode step: one query token, all its heads. The query sees every token
-/// of `key_values`; a causal host passes a view that ends at the query's own token.
+/// One sequence's part of a decode step: its newest token, or its newest few where a draft of
+/// several is verified at once, all their heads. Row i of R query rows is the token at
+/// key_values->tokens() - R + i, sees the tokens up to and with itself, and draws with step + i, on
+/// its own: the very result of a request of one row at that step over so many tokens.
+///
+/// What `first_visible` and `hidden` leave out is not attended to. Indexes are drawn from all the
+/// same, and what is not seen is dropped: sums over the others stay unbiased, but rows of the
+/// budget go to tokens that no one reads, and selections (TopK) select fewer.
 template <KeyValueSource SourceType, Index IndexType = RangeIndex>
 struct Request {
   using Source = SourceType;
   using Index = IndexType;
 
   const Source* key_values = nullptr;
-  const IndexType* index = nullptr;    ///< null: every token is exact
-  std::span<const float> query;        ///< [query_heads, head_dim], unscaled
-  std::span<AttentionState> states;    ///< [query_heads], each with out [value_dim]; written
-  std::span<HeadReport> reports = {};  ///< [query_heads], or empty for none; written
+  const IndexType* index = nullptr;  ///< null: every token is exact
+  std::span<const float> query;      ///< [query_rows, query_heads, head_dim], unscaled
+  std::span<AttentionState>
+      states;  ///< [query_rows, query_heads], each with out [value_dim]; written
+  std::span<HeadReport> reports = {};  ///< [query_rows, query_heads], or empty for none; written
   std::uint64_t seed = 0;              ///< of the request; with `step` names its random draws
   std::uint32_t step = 0;              ///< a new number for every token generated
+  int query_rows = 1;
+  TokenId first_visible = 0;  ///< of a sliding window: older tokens are not seen
+  /// Bit t % 64 of word t / 64: token t is not seen (padding, another sequence's cell). At least
+  /// mask_words(tokens), or empty.
+  std::span<const std::uint64_t> hidden = {};
+  /// Of tokens, for ALiBi, where they are not their numbers: at least [tokens], or empty. A query
+  /// row has the position of its own token.
+  std::span<const std::int32_t> positions = {};
+
+  /// What row `row` sees.
+  [[nodiscard]] TokenMask mask(int row) const {
+    const TokenId end = key_values->tokens() - query_rows + row + 1;
+    const TokenId first = first_visible < end ? first_visible : end;
+    return {.visible = {.begin = first, .end = end},
+            .hidden = hidden.empty() ? nullptr : hidden.data()};
+  }
 };
 
 /// Tokens that could be drawn from.
@@ -71,11 +97,11 @@ template <class Plan, class RequestType>
   return range.empty() ? TokenRange{} : range;
 }
 
-/// Tokens that are drawn from; all others are exact.
+/// Tokens that are drawn from for a query row; all others that it sees are exact.
 template <class Plan, class RequestType>
-[[nodiscard]] TokenRange sampled_range(const Plan& plan, const RequestType& request) {
-  const TokenRange range = indexed_range<Plan>(request);
-  return range.size() < plan.exact_below ? TokenRange{} : range;
+[[nodiscard]] TokenRange sampled_range(const Plan& plan, const RequestType& request, int row) {
+  const TokenRange range = request.mask(row).clip(indexed_range<Plan>(request));
+  return range.empty() || range.size() < plan.exact_below ? TokenRange{} : range;
 }
 
 /// Exact tokens that one task attends to at most; longer stretches are cut into parts of this many
@@ -83,32 +109,35 @@ template <class Plan, class RequestType>
 /// not depend on the number of workers.
 inline constexpr TokenId kPartTokens = 8192;
 
-/// The exact tokens of a request, [0, sampled.begin) and [sampled.end, tokens), as parts.
+/// The exact tokens of a query row, [first, sampled.begin) and [sampled.end, tokens), as parts.
 struct ExactParts {
   TokenRange sampled;
   TokenId tokens = 0;
   bool whole = false;  ///< never cut: a promise is about the sum of all of them
+  TokenId first = 0;   ///< that is seen
 
-  [[nodiscard]] TokenId size() const { return tokens - sampled.size(); }
+  [[nodiscard]] TokenId size() const { return tokens - first - sampled.size(); }
   /// At least one, be it empty.
   [[nodiscard]] int count() const {
     return whole || size() <= kPartTokens ? 1 : (size() - 1) / kPartTokens + 1;
   }
   /// Of part `number`, what lies before the sampled tokens.
   [[nodiscard]] TokenRange before(int number) const {
-    const TokenId head = sampled.empty() ? 0 : sampled.begin;
-    return {.begin = smaller(number * kPartTokens, head), .end = smaller(end(number), head)};
+    return {.begin = first + smaller(number * kPartTokens, head()),
+            .end = first + smaller(end(number), head())};
   }
   /// And behind them.
   [[nodiscard]] TokenRange behind(int number) const {
-    const TokenId head = sampled.empty() ? 0 : sampled.begin;
-    const TokenId from = number * kPartTokens < head ? head : number * kPartTokens;
-    const TokenId to = end(number) < head ? head : end(number);
-    return {.begin = from + sampled.size(), .end = to + sampled.size()};
+    const TokenId skipped = first + sampled.size();
+    const TokenId from = number * kPartTokens < head() ? head() : number * kPartTokens;
+    const TokenId to = end(number) < head() ? head() : end(number);
+    return {.begin = from + skipped, .end = to + skipped};
   }
 
  private:
   static TokenId smaller(TokenId a, TokenId b) { return a < b ? a : b; }
+  // Exact tokens before the sampled ones.
+  [[nodiscard]] TokenId head() const { return sampled.empty() ? 0 : sampled.begin - first; }
   [[nodiscard]] TokenId end(int number) const {
     if (whole) return size();
     const TokenId rest = size() - number * kPartTokens;
@@ -116,18 +145,21 @@ struct ExactParts {
   }
 };
 
-/// The parts of a request.
+/// The parts of a query row.
 template <class Plan, class RequestType>
-[[nodiscard]] ExactParts exact_parts(const Plan& plan, const RequestType& request) {
-  const TokenRange sampled = sampled_range(plan, request);
+[[nodiscard]] ExactParts exact_parts(const Plan& plan, const RequestType& request, int row) {
+  const TokenRange sampled = sampled_range(plan, request, row);
+  const TokenRange visible = request.mask(row).visible;
   return {.sampled = sampled,
-          .tokens = request.key_values->tokens(),
-          .whole = plan.promise.asked() && !sampled.empty()};
+          .tokens = visible.end,
+          .whole = plan.promise.asked() && !sampled.empty(),
+          .first = visible.begin};
 }
 
 /// Errors: heads that do not divide, more than kMaxGroup query heads per KV head, dimensions
-/// outside [1, kMaxDim], no sampler, a scale that is not finite; a promise as Promise::check(), or
-/// asked of a sampler or an estimator that cannot keep one.
+/// outside [1, kMaxDim], no sampler, a scale that is not finite, logit terms as
+/// LogitTerms::check(); a promise as Promise::check(), or asked of a sampler or an estimator that
+/// cannot keep one.
 template <class Plan>
 Status validate(const Plan& plan) noexcept {
   const Shape& shape = plan.shape;
@@ -150,7 +182,8 @@ Status validate(const Plan& plan) noexcept {
     return Status::error(ErrorCode::kNonFinite, "scale %g is not finite",
                          static_cast<double>(plan.scale));
   }
-  if (!plan.promise.asked()) return Status();
+  const Status terms = plan.logits.check(static_cast<std::size_t>(shape.query_heads));
+  if (!terms.ok() || !plan.promise.asked()) return terms;
   if (!verifiable<typename Plan::Sampler>() ||
       !std::is_same_v<typename Plan::Estimator, SelfNormalised>) {
     return Status::error(ErrorCode::kInvalidArgument,
@@ -160,7 +193,38 @@ Status validate(const Plan& plan) noexcept {
   return plan.promise.check();
 }
 
-/// Errors: anything null, sizes that disagree with the shape, an index that covers tokens which the
+/// The part of validate() that is about rows and what they see.
+template <class RequestType>
+Status validate_rows(const RequestType& request, std::size_t number) noexcept {
+  const TokenId tokens = request.key_values->tokens();
+  const int rows = request.query_rows;
+  if (rows < 1 || (rows > 1 && rows > tokens)) {
+    return Status::error(
+        ErrorCode::kInvalidArgument,
+        "request %zu: query_rows %d must be at least 1 and, the newest tokens of a "
+        "cache of %d, not more",
+        number, rows, tokens);
+  }
+  if (request.first_visible < 0) {
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "request %zu: first_visible %d must not be negative", number,
+                         request.first_visible);
+  }
+  const auto needed = static_cast<std::size_t>(tokens);
+  const auto words = static_cast<std::size_t>(mask_words(tokens));
+  if ((!request.hidden.empty() && request.hidden.size() < words) ||
+      (!request.positions.empty() && request.positions.size() < needed)) {
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "request %zu: %zu words of hidden and %zu positions; a cache of %d tokens "
+                         "needs %zu and %zu, or none",
+                         number, request.hidden.size(), request.positions.size(), tokens, words,
+                         needed);
+  }
+  return Status();
+}
+
+/// Errors: anything null, sizes that disagree with the shape, query rows that are none or more than
+/// there are tokens, a window that begins below 0, an index that covers tokens which the
 /// cache does not hold or that the sampler cannot draw from, a query that is not finite. `number`
 /// is named in the messages.
 template <class Plan, class RequestType>
@@ -178,7 +242,10 @@ Status validate(const Plan& plan, const RequestType& request, std::size_t number
                          number, source.kv_heads(), source.head_dim(), source.value_dim(),
                          shape.kv_heads, shape.head_dim, shape.value_dim);
   }
-  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  const Status rows = validate_rows(request, number);
+  if (!rows.ok()) return rows;
+  const std::size_t heads =
+      static_cast<std::size_t>(request.query_rows) * static_cast<std::size_t>(shape.query_heads);
   const std::size_t query_size = heads * static_cast<std::size_t>(shape.head_dim);
   if (request.query.size() != query_size || request.states.size() != heads ||
       (!request.reports.empty() && request.reports.size() != heads)) {

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/version.hpp"

@@ -12,6 +12,7 @@
 
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/state.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/core/views.hpp"
@@ -66,6 +67,16 @@ struct AttendScratch {
   }
 };
 
+/// What the logits of one group of query heads have beside q.k: see LogitTerms.
+struct GroupLogits {
+  float scale = 1.0F;
+  float soft_cap = 0.0F;                    // or 0
+  const float* alibi_slopes = nullptr;      // [group], or null
+  const float* sinks = nullptr;             // [group], or null
+  const std::int32_t* positions = nullptr;  // of tokens, or null: their numbers
+  std::int64_t query_position = 0;
+};
+
 /// Accumulates the sum of weights and the weighted sum of values over tiles of tokens, with a
 /// running maximum per head so that no exponential overflows and one pass over the rows is enough.
 /// Tiles are summed in float and added up in double: the error does not grow with the number of
@@ -82,7 +93,8 @@ class Attend {
     const Source& key_values;
     int kv_head = 0;
     QueryGroup queries;
-    float scale = 1.0F;
+    GroupLogits logits;
+    TokenMask mask;       ///< tokens that are attended to, of those that are given
     bool report = false;  ///< whether to gather what HeadReport needs
   };
 
@@ -95,23 +107,39 @@ class Attend {
     for (std::int64_t i = 0; i < outputs; ++i) s_.recent[i] = 0.0F;
   }
 
-  /// Every token of `range`, weight exp(logit).
-  void add_exact(TokenRange range) {
-    TokenId first = range.begin;
-    const auto fill = [&](Tile& tile) {
-      const TokenRange part{.begin = first,
-                            .end = range.end - first < kTile ? range.end : first + kTile};
-      fill_shared(tile, part.size(), [&](int i) { return part.begin + i; });
-      first = part.end;
-    };
-    for_each_tile(fill, [&](const Tile& tile) {
-      for (int i = 0; i < tile.reads; ++i) s_.weights[i] *= in_.scale;
-      weigh(tile);
-    });
-    for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += range.size();
+  /// The sinks, which have a weight and no value. Once, for all parts.
+  void add_sinks() {
+    for (int g = 0; g < in_.queries.count && in_.logits.sinks != nullptr; ++g) {
+      const float sink = in_.logits.sinks[g];
+      if (sink > totals_.sums[g].largest) raise(g, sink);
+      if (sink == kEmptyLse) continue;
+      totals_.sums[g].weight +=
+          ::exp(static_cast<double>(sink) - static_cast<double>(totals_.sums[g].largest));
+    }
   }
 
-  /// Drawn tokens, weight exp(logit) times the estimator's factor.
+  /// Every token of `range` that is seen, weight exp(logit).
+  void add_exact(TokenRange range) {
+    const TokenRange seen = in_.mask.clip(range);
+    const bool all = in_.mask.sees_all(seen);
+    TokenId next = seen.begin;
+    const auto fill = [&](Tile& tile) {
+      int count = 0;
+      for (; next < seen.end && count < kTile; ++next) {
+        tile.tokens[count] = next;
+        count += all || in_.mask.sees(next) ? 1 : 0;
+      }
+      share(tile, count);
+    };
+    for_each_tile(fill, [&](const Tile& tile) {
+      make_logits(tile);
+      weigh(tile);
+    });
+    const TokenId count = in_.mask.count(seen);
+    for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += count;
+  }
+
+  /// Drawn tokens that are seen, weight exp(logit) times the estimator's factor.
   template <class Inclusion, class Estimator>
   requires InclusionOver<Inclusion, Ops> && EstimatorOver<Estimator, Ops>
   void add_candidates(const Candidates<Inclusion>& candidates, const Estimator& estimator) {
@@ -120,8 +148,8 @@ class Attend {
       first = fill_candidates(tile, candidates, first);
       prefetch_inclusion(candidates.inclusion, tile.tokens, tile.rows);
     };
-    *totals_.read += static_cast<std::int64_t>(candidates.tokens.size());
     for_each_tile(fill, [&](const Tile& tile) {
+      *totals_.read += tile.count;
       candidates.inclusion.template log_probability<Ops>(
           {.tokens = tile.tokens,
            .positions = tile.positions,
@@ -131,9 +159,8 @@ class Attend {
           s_.log_pi);
       for (int i = 0; i < tile.reads; ++i) s_.correction[i] = s_.log_pi[i];
       estimator.template log_weight<Ops>(s_.correction, tile.reads);
-      for (int i = 0; i < tile.reads; ++i) {
-        s_.weights[i] = s_.weights[i] * in_.scale + s_.correction[i];
-      }
+      make_logits(tile);
+      for (int i = 0; i < tile.reads; ++i) s_.weights[i] += s_.correction[i];
       weigh(tile);
       if (in_.report) account(tile);
     });
@@ -192,52 +219,62 @@ class Attend {
             .next = next};
   }
 
-  // `count` tokens, the i-th of which is token_at(i), that all heads read.
-  template <class TokenAt>
-  void fill_shared(Tile& tile, int count, const TokenAt& token_at) const {
+  // All heads read the first `count` of the tile's tokens.
+  void share(Tile& tile, int count) const {
     tile.shared = true;
     tile.count = tile.rows = count;
     tile.reads = count * in_.queries.count;
     for (int g = 0; g < in_.queries.count; ++g) {
       tile.heads[g] = {.row = 0, .at = g * count, .count = count};
     }
-    for (int i = 0; i < count; ++i) tile.tokens[i] = token_at(i);
     point_at_rows(tile);
   }
 
-  // Candidates from `first` on; returns the first one of the next tile.
+  // Candidates from `first` on; returns the first one of the next tile. A tile is empty only where
+  // there are no more.
   template <class Inclusion>
   int fill_candidates(Tile& tile, const Candidates<Inclusion>& candidates, int first) const {
-    const TokenId* tokens = candidates.tokens.data() + first;
-    const int left = static_cast<int>(candidates.tokens.size()) - first;
+    const TokenId* tokens = candidates.tokens.data();
+    const auto end = static_cast<int>(candidates.tokens.size());
     if (candidates.members.empty()) {
-      const int count = left < kTile ? left : kTile;
-      fill_shared(tile, count, [&](int i) { return tokens[i]; });
-      for (int i = 0; i < count; ++i) tile.positions[i] = first + i;
-      return first + count;
+      int count = 0;
+      for (; first < end && count < kTile; ++first) {
+        tile.tokens[count] = tokens[first];
+        tile.positions[count] = first;
+        count += in_.mask.sees(tokens[first]) ? 1 : 0;
+      }
+      share(tile, count);
+      return first;
     }
-    const std::uint32_t* members = candidates.members.data() + first;
-    int count = left < kAttendOwnTile ? left : kAttendOwnTile;
+    const std::uint32_t* members = candidates.members.data();
+    std::int32_t places[kAttendOwnTile];  // of the tile's tokens, in the candidate list
+    int count = 0;
     int reads = 0;
-    for (int i = 0; i < count; ++i) reads += std::popcount(members[i]);
-    while (reads > kAttendRows) reads -= std::popcount(members[--count]);
+    for (; first < end && count < kAttendOwnTile; ++first) {
+      const int more = std::popcount(members[first]);
+      if (reads + more > kAttendRows) break;
+      places[count] = first;
+      const bool seen = in_.mask.sees(tokens[first]);
+      count += seen ? 1 : 0;
+      reads += seen ? more : 0;
+    }
     tile.shared = false;
     tile.count = count;
     tile.rows = tile.reads = reads;
-    int places[kAttendRows + 1];  // of the rows, in `tokens`
+    int rows[kAttendRows + 1];  // their places in `places`
     int row = 0;
     for (int g = 0; g < in_.queries.count; ++g) {
       const int begin = row;
       for (int i = 0; i < count; ++i) {  // no branch: whether a head drew a token is anyone's guess
-        places[row] = i;
-        row += static_cast<int>((members[i] >> g) & 1U);
+        rows[row] = i;
+        row += static_cast<int>((members[places[i]] >> g) & 1U);
       }
       tile.heads[g] = {.row = begin, .at = begin, .count = row - begin};
     }
-    for (int i = 0; i < row; ++i) tile.tokens[i] = tokens[places[i]];
-    for (int i = 0; i < row; ++i) tile.positions[i] = first + places[i];
+    for (int i = 0; i < row; ++i) tile.positions[i] = places[rows[i]];
+    for (int i = 0; i < row; ++i) tile.tokens[i] = tokens[tile.positions[i]];
     point_at_rows(tile);
-    return first + count;
+    return first;
   }
 
   void point_at_rows(Tile& tile) const {
@@ -277,17 +314,49 @@ class Attend {
     }
   }
 
+  // Turns the tile's inner products into logits.
+  void make_logits(const Tile& tile) {
+    const GroupLogits& terms = in_.logits;
+    for (int i = 0; i < tile.reads; ++i) s_.weights[i] *= terms.scale;
+    if (terms.soft_cap != 0.0F) cap_logits(tile.reads);
+    for (int g = 0; g < in_.queries.count && terms.alibi_slopes != nullptr; ++g) {
+      const HeadReads& own = tile.heads[g];
+      const auto slope = static_cast<double>(terms.alibi_slopes[g]);
+      for (int i = 0; i < own.count; ++i) {
+        const TokenId token = tile.tokens[own.row + i];
+        const std::int64_t at = terms.positions != nullptr ? terms.positions[token] : token;
+        s_.weights[own.at + i] +=
+            static_cast<float>(slope * static_cast<double>(at - terms.query_position));
+      }
+    }
+  }
+
+  // x = cap tanh(x / cap) by the exponential that all backends have; off by less than 2^-22 cap.
+  // Not-a-number stays.
+  void cap_logits(int n) {
+    const float cap = in_.logits.soft_cap;
+    float* decay = s_.spread;  // free until the tile is accounted for
+    for (int i = 0; i < n; ++i) decay[i] = -2.0F * ::fabsf(s_.weights[i]) / cap;
+    (void)Ops::exp_sum(decay, n, 0.0F);
+    for (int i = 0; i < n; ++i) {
+      s_.weights[i] = ::copysignf(cap * ((1.0F - decay[i]) / (1.0F + decay[i])), s_.weights[i]);
+    }
+  }
+
+  // Brings the sums of head g to the scale of a larger logit.
+  void raise(int g, float largest) {
+    add_up_recent();
+    if (in_.report) s_.sketch.scale(g, totals_.factor(g, largest));
+    totals_.raise(g, largest);
+  }
+
   // Turns the tile's logits into weights.
   void weigh(const Tile& tile) {
     for (int g = 0; g < in_.queries.count; ++g) {
       const HeadReads& own = tile.heads[g];
       float* logits = s_.weights + own.at;
       const float tile_largest = (Ops::max)(logits, own.count);
-      if (tile_largest > totals_.sums[g].largest) {
-        add_up_recent();
-        if (in_.report) s_.sketch.scale(g, totals_.factor(g, tile_largest));
-        totals_.raise(g, tile_largest);
-      }
+      if (tile_largest > totals_.sums[g].largest) raise(g, tile_largest);
       const float largest = totals_.sums[g].largest;
       // All logits -inf: any finite shift keeps the weights 0 and NaN visible.
       const float shift = largest == kEmptyLse ? 0.0F : largest;

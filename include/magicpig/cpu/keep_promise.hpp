@@ -14,12 +14,12 @@
 namespace magicpig::inline MAGICPIG_ABI {
 
 /// Draws until the error's bound keeps the plan's promise for all heads of the group, or reads
-/// everything. `outputs` [group], their `out` is written to. `attend` has had the exact tokens.
+/// all of `range`, the tokens that are drawn from. `outputs` [group], their `out` is written to.
+/// `attend` has had the exact tokens.
 template <class Ops, class Plan, class Input, class Scratch, class Attention>
 void keep_promise(const Plan& plan, Input input, Scratch& scratch, Attention& attend,
-                  const AttendTotals& totals, AttentionState* outputs) {
+                  const AttendTotals& totals, TokenRange range, AttentionState* outputs) {
   const Promise& promise = plan.promise;
-  const TokenRange range = input.index.indexed();
   attend.finish();
   scratch.exact.assign(totals);
   Looks looks;
