@@ -70,6 +70,7 @@ class Buffer {
   [[nodiscard]] const T* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] std::size_t bytes() const { return capacity_ * sizeof(T); }
+  [[nodiscard]] std::span<T> span() { return {data_, size_}; }
   [[nodiscard]] std::span<const T> span() const { return {data_, size_}; }
 
  private:

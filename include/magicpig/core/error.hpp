@@ -23,6 +23,7 @@ enum class ErrorCode {
   kNonFinite,          ///< NaN or infinity where a finite number is needed
   kOutOfMemory,        ///< an allocation of the index failed; the index is unchanged
   kWorkspaceTooSmall,  ///< the message names the bytes that are needed
+  kBadBlob,  ///< saved bytes that are not what they should be; the message names the field
 };
 
 /// Success, or an error code with a message that names the value and its bound. Trivially

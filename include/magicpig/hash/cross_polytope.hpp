@@ -130,6 +130,10 @@ class CrossPolytope {
     return panels_.data()[Panels::place(number, j, config_.dim)];
   }
 
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    return family_fingerprint(*this, config_.parts, panels_.span());
+  }
+
   /// P(two codes of one table are the same) for vectors at `cosine`; `radius`, 0, is what the
   /// concept asks for.
   [[nodiscard]] double table_collision(double cosine, [[maybe_unused]] int radius) const {

@@ -100,6 +100,9 @@ class HaarRotation {
   }
 
   [[nodiscard]] int dim() const { return input_.dim(); }
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    return rotation_fingerprint(*this, matrix_.span());
+  }
   /// Coordinates of the result: a multiple of 8.
   [[nodiscard]] int padded() const { return input_.padded(); }
 

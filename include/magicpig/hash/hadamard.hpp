@@ -53,6 +53,9 @@ class HadamardRotation {
   }
 
   [[nodiscard]] int dim() const { return input_.dim(); }
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    return rotation_fingerprint(*this, signs_.span());
+  }
   /// Coordinates of the result: a multiple of 8.
   [[nodiscard]] int padded() const { return padded_; }
 

@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 
+#include "magicpig/core/blob.hpp"
 #include "magicpig/core/buffer.hpp"
+#include "magicpig/core/checksum.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
 #include "magicpig/core/signature_ops.hpp"
@@ -75,9 +78,34 @@ class ProductQuantiser {
   }
   [[nodiscard]] double temperature() const { return temperature_of(bits_); }
 
+  /// Bytes that save() writes.
+  [[nodiscard]] std::size_t saved_bytes() const {
+    BlobWriter writer;
+    put(writer);
+    return writer.bytes();
+  }
+  /// Writes all that was learned to `to`, of at least saved_bytes(). Error: fewer.
+  [[nodiscard]] Status save(std::span<std::byte> to) const noexcept {
+    return save_blob(BlobKind::kProductQuantiser, *this, to);
+  }
+  /// What save() wrote. Errors (kBadBlob): bytes that are not that, see BlobReader; memory.
+  [[nodiscard]] static Result<ProductQuantiser> load(std::span<const std::byte> from) noexcept;
+
   /// Bytes of all axes and centroids.
   [[nodiscard]] std::size_t bytes() const {
     return axes_.bytes() + centroids_.bytes() + half_norms_.bytes() + exponents_.bytes();
+  }
+
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    Checksum sum;
+    sum.add_value(dim_);
+    sum.add_value(bits_);
+    sum.add_value(kv_heads_);
+    sum.add_array(axes_.span());
+    sum.add_array(centroids_.span());
+    sum.add_array(half_norms_.span());
+    sum.add_array(exponents_.span());
+    return sum.value();
   }
 
   double tabulate(int kv_head, const float* query, std::int32_t* scratch,
@@ -140,6 +168,16 @@ class ProductQuantiser {
     }
   }
 
+  /// The fields that save() writes.
+  void put(BlobWriter& writer) const {
+    writer.put(dim_);
+    writer.put(bits_);
+    writer.put(kv_heads_);
+    writer.put_array(axes_.span());
+    writer.put_array(centroids_.span());
+    writer.put_array(exponents_.span());
+  }
+
  private:
   static constexpr int kCoordinateBits = 14;
   static constexpr int kAxisBits = 12;    // a row of axes has the length 2^kAxisBits
@@ -184,6 +222,33 @@ class ProductQuantiser {
            centroids_.resize(numbers * 2 * static_cast<std::size_t>(pairs_)) &&
            half_norms_.resize(numbers) && exponents_.resize(heads);
   }
+
+  // Half the squares of centroids, and bounds of all numbers: those of training, for which sums
+  // stay below 2^31.
+  void check_loaded(BlobReader& reader) {
+    for (const std::int32_t e : exponents_.span()) {
+      reader.require(e >= kCoordinateBits - 129 && e <= kMostExponent, "exponent", e);
+    }
+    const std::int64_t columns = padded_;
+    for (std::int64_t row = 0; reader.ok() && row < std::int64_t{kv_heads_} * columns; ++row) {
+      std::int64_t square = 0;
+      for (const std::int16_t x : std::span(axes_.data() + row * columns, padded_size())) {
+        square += std::int64_t{x} * x;
+      }
+      reader.require(square <= std::int64_t{1} << (2 * kAxisBits + 1), "axis", row);
+    }
+    const std::size_t size = 2 * static_cast<std::size_t>(pairs_);
+    for (std::size_t i = 0; reader.ok() && i < half_norms_.size(); ++i) {
+      std::int64_t square = 0;
+      for (const std::int16_t x : std::span(centroids_.data() + i * size, size)) {
+        square += std::int64_t{x} * x;
+      }
+      reader.require(square <= std::int64_t{1} << (2 * kCoordinateBits + 1), "centroid",
+                     static_cast<long long>(i));
+      half_norms_.data()[i] = static_cast<std::int32_t>(square / 2);
+    }
+  }
+  [[nodiscard]] std::size_t padded_size() const { return static_cast<std::size_t>(padded_); }
 
   [[nodiscard]] const std::int16_t* axes_of(int kv_head) const {
     return axes_.data() + std::int64_t{kv_head} * padded_ * padded_;
@@ -447,6 +512,33 @@ class ProductQuantiser::Trainer {
   float* axes_ = nullptr;         // [padded, padded]
   std::int32_t* row_ = nullptr;   // [padded]
 };
+
+inline Result<ProductQuantiser> ProductQuantiser::load(std::span<const std::byte> from) noexcept {
+  BlobReader reader(BlobKind::kProductQuantiser, from);
+  const auto dim = reader.take<int>("dim");
+  ProductQuantiserConfig config;
+  config.bits = reader.take<int>("bits");
+  config.kv_heads = reader.take<int>("kv_heads");
+  reader.require(dim >= 1 && dim <= kMaxDim, "dim", dim);
+  reader.require(config.bits >= 1 && config.bits <= 4, "bits", config.bits);
+  reader.require(config.kv_heads >= 1 && config.kv_heads < 1 << 24, "kv_heads", config.kv_heads);
+  if (!reader.ok()) return reader.status();
+  ProductQuantiser made(dim, config);
+  reader.need("axes", static_cast<std::size_t>(config.kv_heads),
+              made.padded_size() * made.padded_size() * sizeof(std::int16_t));
+  if (!reader.ok()) return reader.status();
+  if (!made.reserve()) {
+    return Status::error(ErrorCode::kOutOfMemory, "no memory for a quantiser of %d KV heads",
+                         config.kv_heads);
+  }
+  reader.take_array("axes", made.axes_.span());
+  reader.take_array("centroids", made.centroids_.span());
+  reader.take_array("exponents", made.exponents_.span());
+  reader.end();
+  made.check_loaded(reader);
+  if (!reader.ok()) return reader.status();
+  return made;
+}
 
 template <class Backend, KeyValueSource Source>
 Result<ProductQuantiser> ProductQuantiser::train(const Backend& backend, const Source& source,

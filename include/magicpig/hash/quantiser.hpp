@@ -37,6 +37,9 @@ concept Quantiser = requires(const Q& quantiser, int kv_head, const float* query
   { quantiser.shape() } -> std::same_as<QuantiserShape>;
   // KV heads that it was made for; 0: it is the same for all
   { quantiser.kv_heads() } -> std::convertible_to<int>;
+  // A number that quantisers have in common only if they make the same codes: an index that is
+  // loaded is of the quantiser at hand
+  { quantiser.fingerprint() } -> std::same_as<std::uint64_t>;
   // How far an estimated logit is to be trusted, as an exponent: see SignatureSamplerConfig
   { quantiser.temperature() } -> std::convertible_to<double>;
   // Of a query [dim], finite: the numbers of each row, [rows, 16] after the scratch

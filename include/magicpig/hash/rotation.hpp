@@ -5,7 +5,9 @@
 #include <bit>
 #include <concepts>
 #include <cstdint>
+#include <span>
 
+#include "magicpig/core/checksum.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/hash/fixed_point.hpp"
 #include "magicpig/version.hpp"
@@ -24,9 +26,22 @@ template <class R>
 concept Rotation = requires(const R& rotation, const float* vector, std::int32_t* integers) {
   { rotation.dim() } -> std::convertible_to<int>;
   { rotation.padded() } -> std::convertible_to<int>;  // a multiple of 8
+  // a number that rotations have in common only if they are the same
+  { rotation.fingerprint() } -> std::same_as<std::uint64_t>;
   // `vector` [dim], finite, to `integers` [padded], each below 2^30, all together below 2^31
   { rotation.rotate(vector, integers) } -> std::same_as<Rotated>;
 };
+
+/// Checksum of a rotation's sizes and of the `numbers` it is made of.
+template <class R>
+[[nodiscard]] std::uint64_t rotation_fingerprint(const R& rotation,
+                                                 std::span<const std::int32_t> numbers) {
+  Checksum sum;
+  sum.add_value(rotation.dim());
+  sum.add_value(rotation.padded());
+  sum.add_array(numbers);
+  return sum.value();
+}
 
 /// Rotates kRotationLanes vectors [dim, kRotationLanes], each as rotate() does: `integers` [padded,
 /// kRotationLanes], `results` [kRotationLanes]. `largest` [kRotationLanes] are the bits of each

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "magicpig/core/checksum.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/workspace.hpp"
@@ -52,6 +53,12 @@ class ScalarQuantiser {
             .query_scratch = rotation_.padded()};
   }
   [[nodiscard]] static int kv_heads() { return 0; }
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    Checksum sum;
+    sum.add_value(levels_.bits());
+    sum.add_value(rotation_.fingerprint());
+    return sum.value();
+  }
   [[nodiscard]] double temperature() const { return code_temperature(levels_.bits()); }
 
   double tabulate(int, const float* query, std::int32_t* rotated, std::int32_t* sums) const {

@@ -94,6 +94,10 @@ class SignProjection {
     return panels_.data()[Panels::place(number, j, config_.dim)];
   }
 
+  [[nodiscard]] std::uint64_t fingerprint() const {
+    return family_fingerprint(*this, 0, panels_.span());
+  }
+
   /// P(two codes in one table differ in at most `radius` bits) for vectors at `cosine`.
   [[nodiscard]] double table_collision(double cosine, int radius) const {
     const double clamped = cosine < -1.0 ? -1.0 : cosine > 1.0 ? 1.0 : cosine;
