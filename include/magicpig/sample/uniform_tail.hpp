@@ -64,7 +64,9 @@ class UniformTail {
   [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, Index>& input,
                                                 Scratch& scratch) const {
     const TokenRange range = input.index.indexed();
-    const auto found = finder_.template draw<Ops>(input, scratch.finder);
+    DrawInput<Source, Index> plain = input;
+    plain.groups = false;  // the error is that of the tail alone
+    const auto found = finder_.template draw<Ops>(plain, scratch.finder);
     TokenSet drawn(range.size(), scratch.drawn);
     for (const TokenId token : found.tokens) drawn.add(token - range.begin);
     const TokenId others = range.size() - drawn.count();
