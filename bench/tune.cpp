@@ -83,8 +83,6 @@ Status run_codes(const HeadSetting& setting, Trial& trial) {
   const auto codes =
       trial.workbench().codes<Quantiser>(setting.bits, trial.seed(), setting.value_norms);
   if (!codes.ok()) return codes.status();
-  trial.note_index_reads({.bytes_per_token = static_cast<double>((*codes)->index->bytes_per_token(
-                              (*codes)->quantiser->shape(), setting.value_norms))});
   const auto sampler = Systematic::create(
       *(*codes)->quantiser,
       {.budget = {.fraction = setting.budget}, .temperature = setting.temperature});

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The method of a profile: a way of its own for each KV head.
-#include <cstddef>
 #include <span>
 #include <utility>
 #include <vector>
@@ -13,18 +12,6 @@
 namespace magicpig::bench {
 namespace {
 
-// A draw scans the codes of its head.
-IndexReads reads_of(const PerHeadIndex& index, std::size_t queries) {
-  IndexReads reads;
-  for (std::size_t i = 0; i < queries; ++i) {
-    for (int h = 0; h < index.kv_heads(); ++h) {
-      reads.lookups.push_back(static_cast<double>(index.bytes_per_token(h)) *
-                              index.indexed().size());
-    }
-  }
-  return reads;
-}
-
 Status run_profile(const Profile& profile, Trial& trial) {
   const auto layer = profile.layer(trial.capture_name());
   if (!layer.ok()) return layer.status();
@@ -34,7 +21,6 @@ Status run_profile(const Profile& profile, Trial& trial) {
                          made.status().message());
   }
   trial.note_index_bytes(made->index->bytes());
-  trial.note_index_reads(reads_of(*made->index, trial.workbench().rows().size()));
   const auto sampler = PerHead::create(*made->quantisers);
   if (!sampler.ok()) return sampler.status();
   return trial.decode(*sampler, *made->index);

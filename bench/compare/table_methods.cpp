@@ -2,11 +2,9 @@
 // Methods on bucket tables: the published rule, and settings of (K, L, t, r, rho) beyond it.
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,7 +12,6 @@
 #include "compare/methods.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
-#include "magicpig/hash/hamming_ball.hpp"
 
 namespace magicpig::bench {
 namespace {
@@ -45,47 +42,11 @@ struct TableSetting {
   }
 };
 
-// What looking up all query rows reads: two offsets and the ids of each bucket, once for all
-// heads of a group, and the norm of each candidate.
-template <class Family>
-IndexReads table_reads(int radius, const BucketTables<Family>& index, const Workbench& bench) {
-  const Shape& shape = bench.capture().shape();
-  const Family& family = index.family();
-  const auto group = static_cast<std::size_t>(shape.group());
-  const auto width = group * static_cast<std::size_t>(shape.head_dim);
-  const auto tables = static_cast<std::size_t>(family.tables());
-  const HammingBall ball = HammingBall::create(family.bits(), radius).value();
-  std::vector<Code> codes(group * tables);
-  std::vector<float> scratch(family.scratch_floats(shape.group()));
-  IndexReads reads{.bytes_per_row = sizeof(float)};
-  for (const int row : bench.rows()) {
-    for (int h = 0; h < shape.kv_heads; ++h) {
-      family.template hash<Ops>(
-          bench.capture().query(row).data() + static_cast<std::size_t>(h) * width, shape.group(),
-          codes.data(), scratch.data());
-      std::set<std::pair<std::size_t, int>> buckets;  // table and code
-      for (std::size_t i = 0; i < codes.size(); ++i) {
-        for (const Code mask : ball.masks()) buckets.insert({i % tables, codes[i] ^ mask});
-      }
-      std::size_t bytes = 0;
-      for (int s = 0; s < index.segment_count(); ++s) {
-        for (const auto& [table, code] : buckets) {
-          bytes += 2 * sizeof(std::uint16_t) +
-                   index.segment(s, h).bucket(static_cast<int>(table), code).size_bytes();
-        }
-      }
-      reads.lookups.push_back(static_cast<double>(bytes));
-    }
-  }
-  return reads;
-}
-
 Status run_tables(const TableSetting& setting, Trial& trial) {
   const auto tables = trial.workbench().tables(setting.bits, setting.tables, trial.seed());
   if (!tables.ok()) return tables.status();
   const BucketTables<SimHash>& index = *(*tables)->index;
   trial.note_index_bytes(index.bytes());
-  trial.note_index_reads(table_reads(setting.radius, index, trial.workbench()));
   Result<Collisions> sampler = Collisions::create(
       *(*tables)->family,
       {.min_collisions = setting.min_collisions, .probe_radius = setting.radius});
@@ -158,7 +119,6 @@ std::vector<Setting> cross_polytope_settings(std::span<const double>) {
       const auto made = trial.workbench().cross_polytope_tables(bits, tables, parts, trial.seed());
       if (!made.ok()) return made.status();
       trial.note_index_bytes((*made)->index->bytes());
-      trial.note_index_reads(table_reads(0, *(*made)->index, trial.workbench()));
       if (!kept->has_value()) {
         auto sampler = Collisions::create(*(*made)->family, {});
         if (!sampler.ok()) return sampler.status();

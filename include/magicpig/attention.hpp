@@ -112,7 +112,7 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
         .queries = queries,
         .scale = plan.logit_scale(),
         .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer},
-        .groups = !request.reports.empty()};
+        .report = !request.reports.empty()};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
         keep_promise<Ops>(plan, input, scratch, attend, totals,

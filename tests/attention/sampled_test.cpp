@@ -330,7 +330,7 @@ DrawnCandidates candidates_of(const Fixture<T, Family>& f, const Sampler& sample
                                               .count = shape.group(),
                                               .dim = shape.head_dim},
                                   .noise = {.seed = f.setting.seed, .step = 3},
-                                  .groups = true});
+                                  .report = true});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("uniform sampling weighs its tokens by n / m", Ops, uniforms) {

@@ -89,6 +89,14 @@ struct TableGroups {
   [[nodiscard]] int first(int j) const { return (j * tables + count() - 1) / count(); }
 };
 
+/// Bytes of the index that an inclusion reads for each candidate: its kIndexBytes, where it has
+/// one.
+template <class Inclusion>
+[[nodiscard]] constexpr std::int64_t inclusion_bytes() {
+  if constexpr (requires { Inclusion::kIndexBytes; }) return Inclusion::kIndexBytes;
+  return 0;
+}
+
 /// Tokens to read beside the exact ones, with their inclusion probabilities.
 template <class I>
 struct Candidates {
@@ -97,7 +105,10 @@ struct Candidates {
   std::span<const TokenId> tokens;         ///< ascending, no duplicates, inside the indexed range
   std::span<const std::uint32_t> members;  ///< bit g: query head g drew it; empty: all heads did
   I inclusion;
-  TableGroups groups = {};  ///< of draws from tables, where the input asked for it
+  TableGroups groups = {};  ///< of draws from tables, where the input asked for a report
+  /// Bytes of the index that were read for this, each once, as far as they grow with the tokens; of
+  /// lookups in tables where the input asked for a report.
+  std::int64_t index_bytes = 0;
 };
 
 /// Probabilities known per candidate: head g finds its own at log_pi[g * stride], so stride 0 means
@@ -147,7 +158,7 @@ struct DrawInput {
   float scale = 1.0F;  ///< logit = scale * q.k
   NoiseKey noise;
   int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
-  bool groups = false;  ///< whether Candidates::groups is wanted
+  bool report = false;  ///< whether Candidates::groups and index_bytes are wanted
 
   /// The random numbers of this draw.
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {

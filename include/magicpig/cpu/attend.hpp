@@ -109,6 +109,7 @@ class Attend {
       weigh(tile);
     });
     for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += range.size();
+    *totals_.bytes += range.size() * row_size();
   }
 
   /// Drawn tokens, weight exp(logit) times the estimator's factor.
@@ -120,7 +121,9 @@ class Attend {
       first = fill_candidates(tile, candidates, first);
       prefetch_inclusion(candidates.inclusion, tile.tokens, tile.rows);
     };
-    *totals_.read += static_cast<std::int64_t>(candidates.tokens.size());
+    const auto rows = static_cast<std::int64_t>(candidates.tokens.size());
+    *totals_.read += rows;
+    *totals_.bytes += candidates.index_bytes + rows * (row_size() + inclusion_bytes<Inclusion>());
     for_each_tile(fill, [&](const Tile& tile) {
       candidates.inclusion.template log_probability<Ops>(
           {.tokens = tile.tokens,
@@ -155,6 +158,13 @@ class Attend {
   }
 
  private:
+  // Bytes of a key and a value.
+  [[nodiscard]] std::int64_t row_size() const {
+    return static_cast<std::int64_t>(
+        row_bytes<Scalar>(static_cast<std::size_t>(in_.queries.dim)) +
+        row_bytes<Scalar>(static_cast<std::size_t>(in_.key_values.value_dim())));
+  }
+
   // Tokens that travel from memory together. All heads read all rows, or each head has rows of its
   // own, the tokens that it drew, one head's behind the other's.
   struct Tile {

@@ -45,6 +45,7 @@ struct Looks {
   PromiseOutcome outcome = PromiseOutcome::kNone;
   int count = 0;
   std::int64_t reread = 0;  // rows of all but the last
+  std::int64_t bytes = 0;   // of all but the last, of rows and index
 };
 
 /// Sums of all heads of a group. Those of disjoint sets of tokens add up, in double: the order of
@@ -57,6 +58,7 @@ struct AttendTotals {
   double* groups_values = nullptr;  // [group, value_dim] sum of d_j by their weights
   AttendSums* sums = nullptr;       // [group]
   std::int64_t* read = nullptr;     // [1] rows gathered
+  std::int64_t* bytes = nullptr;    // [1] of rows, exact and gathered, and of the index
   std::int64_t* indexed = nullptr;  // [1] tokens drawn from
   Looks* looks = nullptr;           // [1]
 
@@ -69,6 +71,7 @@ struct AttendTotals {
             .groups_values = arena.take<double>(outputs),
             .sums = arena.take<AttendSums>(static_cast<std::size_t>(group)),
             .read = arena.take<std::int64_t>(1),
+            .bytes = arena.take<std::int64_t>(1),
             .indexed = arena.take<std::int64_t>(1),
             .looks = arena.take<Looks>(1)};
   }
@@ -79,7 +82,7 @@ struct AttendTotals {
       values[i] = spread_values[i] = groups_values[i] = 0.0;
     }
     for (int g = 0; g < group; ++g) sums[g] = AttendSums{};
-    *read = *indexed = 0;
+    *read = *bytes = *indexed = 0;
     *looks = {};
   }
 
@@ -93,6 +96,7 @@ struct AttendTotals {
     }
     for (int g = 0; g < group; ++g) sums[g] = other.sums[g];
     *read = *other.read;
+    *bytes = *other.bytes;
     *indexed = *other.indexed;
     *looks = *other.looks;
   }
@@ -135,6 +139,7 @@ struct AttendTotals {
       add_head(part, g, scale_from(part.sums[g].largest, sums[g].largest));
     }
     *read += *part.read;
+    *bytes += *part.bytes;
     *indexed += *part.indexed;
     if (part.looks->outcome != PromiseOutcome::kNone) *looks = *part.looks;
   }
@@ -288,6 +293,7 @@ struct AttendTotals {
     return {.exact = s.exact,
             .drawn = s.drawn,
             .rows_read = *read,
+            .bytes = *bytes + looks->bytes,
             .indexed = *indexed,
             .effective_sample_size = s.omega_squared > 0.0
                                          ? static_cast<float>(s.omega * s.omega / s.omega_squared)

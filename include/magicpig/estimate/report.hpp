@@ -22,7 +22,14 @@ struct HeadReport {
   std::int64_t exact = 0;      ///< tokens attended to exactly
   std::int64_t drawn = 0;      ///< tokens this head drew
   std::int64_t rows_read = 0;  ///< rows gathered for the whole KV head, exact ones not counted
-  std::int64_t indexed = 0;    ///< tokens that could have been drawn
+  /// Bytes read for the whole KV head: of the index what grows with the tokens (codes and norms of
+  /// a scan, or offsets and ids of the buckets and the norms of candidates), and keys and values as
+  /// stored, of exact tokens and of rows_read; with a promise those of all looks. Each byte of a
+  /// draw once, buckets and rows that several heads read, too. Not counted: the rest of their cache
+  /// lines, what a report itself reads again, planes, quantisers, centres, curves, scratch; keys
+  /// and values that vAttention's pilot reads before they are drawn.
+  std::int64_t bytes = 0;
+  std::int64_t indexed = 0;  ///< tokens that could have been drawn
   /// (sum omega)^2 / sum omega^2: equally weighted tokens that the drawn ones are worth, those
   /// drawn with certainty (pi = 1) left out.
   float effective_sample_size = 0.0F;

@@ -32,6 +32,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// 0 on every plane; against them any vector's bits are fair coins, as at cosine 0.
 struct CosineInclusion {
   static constexpr bool kAnyToken = true;
+  static constexpr std::int64_t kIndexBytes = sizeof(float);
   CurveView curve;
   const float* norms = nullptr;  // |k - c| by token - first_token
   TokenId first_token = 0;
@@ -166,7 +167,7 @@ class Collisions {
                                        .masks = ball_.masks()};
     Walk walk(buckets);
     std::optional<Walk> again;
-    if (input.groups) again.emplace(buckets);
+    if (input.report) again.emplace(buckets);
     std::size_t count = 0;
     for (int s = 0; s < index.segment_count(); ++s) {
       const int tokens = index.segment(s, input.kv_head).tokens();
@@ -176,7 +177,7 @@ class Collisions {
       const TokenId first = index.segment_begin(s);
       const std::size_t before = count;
       count += emit(tokens, first, queries.count, scratch, count);
-      for (int g = 0; g < queries.count && input.groups; ++g) {
+      for (int g = 0; g < queries.count && input.report; ++g) {
         find_essential(*again, first, {.first = before, .end = count}, g, queries.count, scratch);
       }
     }
@@ -189,7 +190,8 @@ class Collisions {
                           .inverse_norm = scratch.inverse_norm},
             .groups = {.essential = scratch.essential,
                        .heads = queries.count,
-                       .tables = input.groups ? tables_ : 0}};
+                       .tables = input.report ? tables_ : 0},
+            .index_bytes = input.report ? lookup_bytes(buckets) : 0};
   }
 
  private:
@@ -262,6 +264,36 @@ class Collisions {
       }
       drawn[word] |= bit;
     }
+  }
+
+  // Of all buckets visited their two offsets and their ids; of buckets that several heads visit,
+  // once.
+  template <class Buckets>
+  [[nodiscard]] std::int64_t lookup_bytes(const Buckets& in) const {
+    std::int64_t bytes = 0;
+    for (int table = 0; table < tables_; ++table) {
+      for (int g = 0; g < in.queries; ++g) {
+        for (const Code mask : in.masks) {
+          const auto code = static_cast<Code>(in.codes[std::int64_t{g} * tables_ + table] ^ mask);
+          if (visited(in.codes + table, g, code)) continue;
+          for (int s = 0; s < in.index.segment_count(); ++s) {
+            const auto ids = in.index.segment(s, in.kv_head).bucket(table, code);
+            bytes += static_cast<std::int64_t>(2 * sizeof(std::uint16_t) + ids.size_bytes());
+          }
+        }
+      }
+    }
+    return bytes;
+  }
+
+  // Whether the bucket is within the ball of a head before g, whose codes of one table stand at
+  // every tables_-th place.
+  [[nodiscard]] bool visited(const Code* codes, int g, Code bucket) const {
+    for (int before = 0; before < g; ++before) {
+      const unsigned apart = codes[std::int64_t{before} * tables_] ^ static_cast<unsigned>(bucket);
+      if (std::popcount(apart) <= config_.probe_radius) return true;
+    }
+    return false;
   }
 
   // A token's hits by groups of tables, of the first three groups with any; more than t groups are

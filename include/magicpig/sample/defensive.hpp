@@ -23,6 +23,7 @@ template <class Inner>
 struct UnionInclusion {
   static_assert(Inner::kAnyToken, "the inner probability of uniformly drawn tokens is needed too");
   static constexpr bool kAnyToken = true;
+  static constexpr std::int64_t kIndexBytes = inclusion_bytes<Inner>();
   Inner inner;
   float rho = 0.0F;
 
@@ -115,7 +116,8 @@ class Defensive {
     return Candidates<UnionInclusion<Inner>>{.tokens = {scratch.tokens, count},
                                              .members = {scratch.members, count},
                                              .inclusion = {.inner = found.inclusion, .rho = rho},
-                                             .groups = groups};
+                                             .groups = groups,
+                                             .index_bytes = found.index_bytes};
   }
 
  private:

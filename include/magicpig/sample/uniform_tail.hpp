@@ -64,9 +64,7 @@ class UniformTail {
   [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, Index>& input,
                                                 Scratch& scratch) const {
     const TokenRange range = input.index.indexed();
-    DrawInput<Source, Index> plain = input;
-    plain.groups = false;  // the error is that of the tail alone
-    const auto found = finder_.template draw<Ops>(plain, scratch.finder);
+    const auto found = finder_.template draw<Ops>(input, scratch.finder);
     TokenSet drawn(range.size(), scratch.drawn);
     for (const TokenId token : found.tokens) drawn.add(token - range.begin);
     const TokenId others = range.size() - drawn.count();
@@ -82,8 +80,11 @@ class UniformTail {
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = certain ? 0.0F : log_pi;
     });
-    return {
-        .tokens = {scratch.tokens, count}, .members = {}, .inclusion = {.log_pi = scratch.log_pi}};
+    // No groups: the error is that of the tail alone.
+    return {.tokens = {scratch.tokens, count},
+            .members = {},
+            .inclusion = {.log_pi = scratch.log_pi},
+            .index_bytes = found.index_bytes};
   }
 
  private:
