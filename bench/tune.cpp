@@ -19,7 +19,6 @@
 #include "capture.hpp"
 #include "compare/progress.hpp"
 #include "compare/report.hpp"
-#include "compare/table_reads.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/hash/product_quantiser.hpp"
@@ -116,8 +115,6 @@ Status run_codes(const HeadSetting& setting, Trial& trial) {
   const auto codes =
       trial.workbench().codes<Quantiser>(setting.bits, trial.seed(), setting.value_norms);
   if (!codes.ok()) return codes.status();
-  trial.note_index_reads({.bytes_per_token = static_cast<double>((*codes)->index->bytes_per_token(
-                              (*codes)->quantiser->shape(), setting.value_norms))});
   const auto sampler = Systematic::create(
       *(*codes)->quantiser,
       {.budget = {.fraction = setting.budget}, .temperature = setting.temperature});
@@ -130,7 +127,6 @@ Status run_tables(const HeadSetting& setting, Trial& trial) {
   const auto tables = trial.workbench().tables(setting.functions, setting.tables, trial.seed());
   if (!tables.ok()) return tables.status();
   const BucketTables<SimHash>& index = *(*tables)->index;
-  trial.note_index_reads(table_reads(setting.probe_radius, index, trial.workbench()));
   Result<Collisions> sampler = Collisions::create(
       *(*tables)->family,
       {.min_collisions = setting.min_collisions, .probe_radius = setting.probe_radius});

@@ -80,17 +80,6 @@ template <Executor E>
   return reference;
 }
 
-/// What a decode step reads for one KV head beside the rows that it attends to.
-struct IndexReads {
-  double bytes_per_token = 0.0;  ///< of all indexed tokens: a scan
-  double bytes_per_row = 0.0;    ///< of each token that is attended to
-  /// Bytes of lookups, [queries, kv_heads]; empty for none.
-  std::vector<double> lookups = {};
-  /// Beside bytes_per_row, of each token that is attended to of a KV head, [kv_heads]; empty for
-  /// none.
-  std::vector<double> row_bytes_of_head = {};
-};
-
 /// What one setting of one method did on one capture, over seeds, queries and heads.
 struct Outcome {
   std::vector<double> errors;  ///< relative L2, one per seed, query and query head
@@ -102,7 +91,7 @@ struct Outcome {
   std::vector<double> looks = {};      ///< of a promise, one per seed, query and KV head
   std::vector<double> dense = {};      ///< 1 where it took every token, else 0; likewise
   std::vector<double> rows;            ///< fraction of the middle, one per seed, query and KV head
-  std::vector<double> bytes_read;      ///< per token of the middle, likewise; see IndexReads
+  std::vector<double> bytes_read;      ///< per token of the middle, likewise; HeadReport::bytes
   std::size_t kv_heads = 1;
   double index_bytes_per_token = 0.0;  ///< per KV head
   double us_per_kv_head = 0.0;

@@ -14,7 +14,7 @@ namespace magicpig::bench {
 namespace {
 
 // A setting for each budget, of a sampler that needs no more than a range of tokens.
-template <class Sampler, bool kEveryKey = true>
+template <class Sampler>
 std::vector<Setting> by_budget(std::span<const double> rows) {
   std::vector<Setting> settings;
   for (const double fraction : rows) {
@@ -24,7 +24,6 @@ std::vector<Setting> by_budget(std::span<const double> rows) {
         {.label = label.data(), .random = Sampler::kUnbiased, .run = [fraction](Trial& trial) {
            const auto sampler = Sampler::create({.fraction = fraction});
            if (!sampler.ok()) return sampler.status();
-           if (kEveryKey) trial.note_every_key();
            return trial.decode(*sampler, trial.workbench().range_index());
          }});
   }
@@ -53,7 +52,6 @@ std::vector<Setting> top_p_settings(std::span<const double>) {
     settings.push_back({.label = label.data(), .random = false, .run = [p](Trial& trial) {
                           const auto sampler = TopP<>::create(p);
                           if (!sampler.ok()) return sampler.status();
-                          trial.note_every_key();
                           return trial.decode(*sampler, trial.workbench().range_index());
                         }});
   }
@@ -61,7 +59,7 @@ std::vector<Setting> top_p_settings(std::span<const double>) {
 }
 
 std::vector<Setting> uniform_settings(std::span<const double> rows) {
-  return by_budget<Uniform, false>(rows);
+  return by_budget<Uniform>(rows);
 }
 
 std::vector<Setting> multinomial_settings(std::span<const double> rows) {

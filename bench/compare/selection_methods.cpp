@@ -29,8 +29,6 @@ std::vector<Setting> quest_settings(std::span<const double> rows) {
         const auto pages = trial.workbench().pages(page, trial.seed());
         if (!pages.ok()) return pages.status();
         trial.note_index_bytes((*pages)->index->bytes());
-        trial.note_index_reads(
-            {.bytes_per_token = PageBounds<fp16>::bytes_per_token((*pages)->index->dim(), page)});
         const auto sampler =
             Quest::create({.fraction = fraction}, PageScores((*pages)->index->dim()));
         if (!sampler.ok()) return sampler.status();
@@ -54,7 +52,6 @@ std::vector<Setting> socket_settings(std::span<const double> rows) {
         const auto hashed = trial.workbench().hash_codes(bits, 60, centred, trial.seed());
         if (!hashed.ok()) return hashed.status();
         trial.note_index_bytes((*hashed)->index->bytes());
-        trial.note_index_reads({.bytes_per_token = 60.0 * sizeof(Code) + sizeof(float)});
         const auto scores = SoftCollisions<SimHash>::create(*(*hashed)->family);
         if (!scores.ok()) return scores.status();
         const auto sampler = TopK<SoftCollisions<SimHash>>::create({.fraction = fraction}, *scores);
@@ -82,7 +79,6 @@ std::vector<Setting> learned_settings(std::span<const double> rows) {
         const auto learned = trial.workbench().learned(trial.seed());
         if (!learned.ok()) return learned.status();
         trial.note_index_bytes((*learned)->index->bytes());
-        trial.note_index_reads({.bytes_per_token = (*learned)->hash->bits() / 8.0});
         const AgreementScores scores(*(*learned)->hash, group_sum);
         const auto sampler = TopK<AgreementScores>::create({.fraction = fraction}, scores);
         if (!sampler.ok()) return sampler.status();
@@ -108,7 +104,6 @@ std::vector<Setting> double_sparsity_settings(std::span<const double> rows) {
           const auto labels = trial.workbench().labels(channels, by_queries, trial.seed());
           if (!labels.ok()) return labels.status();
           trial.note_index_bytes((*labels)->index->bytes());
-          trial.note_index_reads({.bytes_per_token = channels / 2.0 + 4.0});
           const auto sampler =
               DoubleSparsity::create({.fraction = fraction}, LabelScores(channels));
           if (!sampler.ok()) return sampler.status();
@@ -133,10 +128,6 @@ std::vector<Setting> ivf_settings(std::span<const double> rows) {
         const auto clusters = trial.workbench().clusters(lists, trial.seed());
         if (!clusters.ok()) return clusters.status();
         trial.note_index_bytes((*clusters)->index->bytes());
-        // Every centroid, and every token's list.
-        const TokenId n = trial.workbench().middle().size();
-        const int dim = trial.workbench().capture().shape().head_dim;
-        trial.note_index_reads({.bytes_per_token = 2.0 + 4.0 * dim * lists / n});
         const auto sampler = InvertedFile::create({.fraction = fraction}, ClusterScores(lists));
         if (!sampler.ok()) return sampler.status();
         return trial.decode(*sampler, *(*clusters)->index);

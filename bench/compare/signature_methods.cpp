@@ -17,19 +17,11 @@
 namespace magicpig::bench {
 namespace {
 
-// Every draw scans all codes, factors and norms.
-template <class Quantiser>
-void note_signatures(const Codes<Quantiser>& codes, Trial& trial) {
-  trial.note_index_bytes(codes.index->bytes());
-  trial.note_index_reads({.bytes_per_token = static_cast<double>(
-                              codes.index->bytes_per_token(codes.quantiser->shape(), true))});
-}
-
 template <class Sampler, class Quantiser>
 Status run_signatures(int bits, const SignatureSamplerConfig& config, Trial& trial) {
   const auto codes = trial.workbench().codes<Quantiser>(bits, trial.seed());
   if (!codes.ok()) return codes.status();
-  note_signatures(**codes, trial);
+  trial.note_index_bytes((*codes)->index->bytes());
   const auto sampler = Sampler::create(*(*codes)->quantiser, config);
   if (!sampler.ok()) return sampler.status();
   return trial.decode(*sampler, *(*codes)->index);
@@ -90,7 +82,7 @@ std::vector<Setting> pq_settings(std::span<const double> rows) {
                             const auto codes =
                                 trial.workbench().codes<ProductQuantiser>(bits, trial.seed());
                             if (!codes.ok()) return codes.status();
-                            note_signatures(**codes, trial);
+                            trial.note_index_bytes((*codes)->index->bytes());
                             const auto sampler = TopK<CodeScores>::create(
                                 {.fraction = fraction}, CodeScores(*(*codes)->quantiser));
                             if (!sampler.ok()) return sampler.status();
@@ -111,7 +103,7 @@ std::vector<Setting> estimated_top_p_settings(std::span<const double>) {
                           const auto codes =
                               trial.workbench().codes<HadamardQuantiser>(4, trial.seed());
                           if (!codes.ok()) return codes.status();
-                          note_signatures(**codes, trial);
+                          trial.note_index_bytes((*codes)->index->bytes());
                           const auto sampler =
                               TopP<CodeScores>::create(p, CodeScores(*(*codes)->quantiser));
                           if (!sampler.ok()) return sampler.status();

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "compare/methods.hpp"
-#include "compare/table_reads.hpp"
 #include "compare/trial.hpp"
 #include "magicpig/attention.hpp"
 
@@ -48,7 +47,6 @@ Status run_tables(const TableSetting& setting, Trial& trial) {
   if (!tables.ok()) return tables.status();
   const BucketTables<SimHash>& index = *(*tables)->index;
   trial.note_index_bytes(index.bytes());
-  trial.note_index_reads(table_reads(setting.radius, index, trial.workbench()));
   Result<Collisions> sampler = Collisions::create(
       *(*tables)->family,
       {.min_collisions = setting.min_collisions, .probe_radius = setting.radius});
@@ -121,7 +119,6 @@ std::vector<Setting> cross_polytope_settings(std::span<const double>) {
       const auto made = trial.workbench().cross_polytope_tables(bits, tables, parts, trial.seed());
       if (!made.ok()) return made.status();
       trial.note_index_bytes((*made)->index->bytes());
-      trial.note_index_reads(table_reads(0, *(*made)->index, trial.workbench()));
       if (!kept->has_value()) {
         auto sampler = Collisions::create(*(*made)->family, {});
         if (!sampler.ok()) return sampler.status();

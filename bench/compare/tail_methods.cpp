@@ -23,8 +23,6 @@ Status with_scores(Trial& trial, const Run& run) {
   const auto codes = trial.workbench().codes<HadamardQuantiser>(2, trial.seed());
   if (!codes.ok()) return codes.status();
   trial.note_index_bytes((*codes)->index->bytes());
-  trial.note_index_reads({.bytes_per_token = static_cast<double>((*codes)->index->bytes_per_token(
-                              (*codes)->quantiser->shape(), true))});
   return run(*(*codes)->index, CodeScores(*(*codes)->quantiser));
 }
 

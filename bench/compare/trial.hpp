@@ -400,7 +400,11 @@ class Trial {
           plan, key_values.tokens(), backend.executor.workers(), batch.requests.size()));
       Status status = magicpig::decode(backend, plan, batch.requests, workspace);
       if (!status.ok()) return status;
-      score(batch.states, batch.reports);
+      using Scalar = typename Source::Scalar;
+      const auto& shape = capture.shape();
+      score(batch.states, batch.reports,
+            row_bytes<Scalar>(static_cast<std::size_t>(shape.head_dim)) +
+                row_bytes<Scalar>(static_cast<std::size_t>(shape.value_dim)));
       if (!config_.timed) return status;
       for (auto& request : batch.requests) request.reports = {};
       for (int i = 0; i < kTimings && status.ok(); ++i) {
@@ -416,13 +420,6 @@ class Trial {
   void note_index_bytes(std::size_t bytes) {
     outcome_.index_bytes_per_token = static_cast<double>(bytes) / workbench_.middle().size() /
                                      workbench_.capture().shape().kv_heads;
-  }
-
-  /// Notes what decode() reads of the index. Without this it reads nothing but rows.
-  void note_index_reads(IndexReads reads) { index_reads_ = std::move(reads); }
-  /// The same for a method that looks at every key before it chooses, at 2 bytes per scalar.
-  void note_every_key() {
-    note_index_reads({.bytes_per_token = 2.0 * workbench_.capture().shape().head_dim});
   }
 
  private:
@@ -460,7 +457,9 @@ class Trial {
     std::vector<Request<Source, IndexType>> requests;
   };
 
-  void score(std::span<const AttentionState> states, std::span<const HeadReport> reports) {
+  // `row_size` is the bytes of a key and a value.
+  void score(std::span<const AttentionState> states, std::span<const HeadReport> reports,
+             std::size_t row_size) {
     const Reference& exact = workbench_.reference();
     const auto heads = static_cast<std::size_t>(workbench_.capture().shape().query_heads);
     const auto group = static_cast<std::size_t>(workbench_.capture().shape().group());
@@ -479,7 +478,8 @@ class Trial {
       const std::int64_t window = workbench_.capture().visible(row) - middle;
       const auto rows = static_cast<double>(reports[i].rows_read + reports[i].exact - window);
       outcome_.rows.push_back(rows / static_cast<double>(middle));
-      outcome_.bytes_read.push_back(bytes_read(rows, i / group) / static_cast<double>(middle));
+      const std::int64_t bytes = reports[i].bytes - window * static_cast<std::int64_t>(row_size);
+      outcome_.bytes_read.push_back(static_cast<double>(bytes) / static_cast<double>(middle));
       outcome_.looks.push_back(reports[i].looks);
       outcome_.dense.push_back(reports[i].promise == PromiseOutcome::kDense ? 1.0 : 0.0);
     }
@@ -496,17 +496,6 @@ class Trial {
     }
   }
 
-  // Bytes of `rows` keys and values at 2 per scalar and of the index, for one query and KV head:
-  // number `at` of [queries, kv_heads].
-  [[nodiscard]] double bytes_read(double rows, std::size_t at) const {
-    const Shape& shape = workbench_.capture().shape();
-    const std::vector<double>& own = index_reads_.row_bytes_of_head;
-    const double row = 2.0 * (shape.head_dim + shape.value_dim) + index_reads_.bytes_per_row +
-                       (own.empty() ? 0.0 : own[at % own.size()]);
-    const double lookups = index_reads_.lookups.empty() ? 0.0 : index_reads_.lookups[at];
-    return rows * row + index_reads_.bytes_per_token * workbench_.middle().size() + lookups;
-  }
-
   // Time of one worker per KV head and query, the least so far: all workers are busy with the tasks
   // of the batch.
   void note_time(std::chrono::steady_clock::duration wall) {
@@ -521,7 +510,6 @@ class Trial {
   Workbench& workbench_;
   Config config_;
   Outcome& outcome_;
-  IndexReads index_reads_;
 };
 
 }  // namespace magicpig::bench

@@ -140,7 +140,8 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
         .scale = plan.logit_scale(),
         .noise = {.seed = request.seed,
                   .step = request.step + static_cast<std::uint32_t>(at.row),
-                  .layer = plan.layer}};
+                  .layer = plan.layer},
+        .report = !request.reports.empty()};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
         keep_promise<Ops>(plan, input, scratch, attend, totals, exact.sampled,

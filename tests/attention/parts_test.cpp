@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backends.hpp"
+#include "brute_force.hpp"
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
 #include "oracle.hpp"
@@ -114,6 +115,46 @@ TEST_CASE_TEMPLATE("a cache of several parts equals the definition, exact and dr
     CHECK(sampled.report(h).rows_read == Long::kMiddle.size());
     CHECK(sampled.report(h).indexed == Long::kMiddle.size());
     CHECK(sampled.report(h).relative_error < 1e-6F);
+  }
+}
+
+TEST_CASE("draws from tables tell their error in a cache of several parts, too") {
+  Long data;
+  const CollisionRule rule{.bits = 6, .tables = 40, .at_least = 2, .radius = 0};
+  const auto family = SimHash::create({.dim = 8, .bits = 6, .tables = 40, .seed = 3});
+  REQUIRE(family.ok());
+  auto index = BucketTables<SimHash>::create(*family, {});
+  REQUIRE(index.ok());
+  SerialExecutor serial;
+  REQUIRE(index->build(make_backend<ScalarOps>(serial), data.source, Long::kMiddle).ok());
+  const auto sampler = Collisions::create(*family, {.min_collisions = 2});
+  REQUIRE(sampler.ok());
+  const DecodePlan<Collisions> plan{.shape = kShape, .sampler = &*sampler, .exact_below = 0};
+  Outputs outputs(kShape);
+  Outputs several(kShape);
+  const auto pool = ThreadPool::create(3);
+  REQUIRE(pool.ok());
+  const auto request = [&](Outputs& to) {
+    return make_request(data.problem, data.source, &*index, to);
+  };
+  REQUIRE(decode_one<ScalarOps>(serial, plan, request(outputs)).ok());
+  REQUIRE(decode_one<ScalarOps>(**pool, plan, request(several)).ok());
+  CHECK(same_bits(outputs, several));
+  for (int h = 0; h < kShape.query_heads; ++h) {
+    const OracleQuery query{.data = data.problem.query(h),
+                            .scale = static_cast<double>(plan.logit_scale())};
+    std::vector<DrawnToken> drawn;
+    for (const TokenDraw& d : BruteForce::draw<ScalarOps>(data.source, *index, query, rule)) {
+      if (!d.drawn) continue;
+      drawn.push_back(
+          {.token = d.token, .pi = d.pi, .factor = 1.0 / d.pi, .essential = d.essential});
+    }
+    const ExpectedHead expected =
+        expected_head(data.source, query, Long::kMiddle, drawn, rule.tables);
+    const HeadReport& report = outputs.report(h);
+    CHECK(static_cast<double>(report.relative_error) ==
+          doctest::Approx(expected.relative_error).epsilon(5e-3));
+    CHECK(report.error_95 > 2.0F * report.relative_error);  // all errors in one direction
   }
 }
 

@@ -231,6 +231,38 @@ TEST_CASE("error_95 holds for 92 to 98 % of independent draws") {
   CHECK(share < 0.985);
 }
 
+// Some sampler whose tokens come in clusters that it does not tell.
+struct Clustered {
+  static constexpr bool kUnbiased = true;
+  static constexpr bool kClustered = true;
+};
+static_assert(!error_is_told<Clustered>());
+
+TEST_CASE("error_95 is told of tables, but not of a single one nor where nothing was drawn") {
+  const Fixture fixture;
+  SerialExecutor serial;
+  const auto bound = [&](int bits, int tables) {
+    const auto family = SimHash::create({.dim = kShape.head_dim, .bits = bits, .tables = tables});
+    REQUIRE(family.ok());
+    auto index = BucketTables<SimHash>::create(*family, {.kv_heads = kShape.kv_heads});
+    REQUIRE(index.ok());
+    REQUIRE(index->build(make_backend<ScalarOps>(serial), fixture.source, kRange).ok());
+    const auto sampler = Collisions::create(*family, {.min_collisions = 1});
+    REQUIRE(sampler.ok());
+    Outputs outputs(kShape);
+    REQUIRE(fixture.decode(*sampler, *index, {}, outputs).ok());
+    if (outputs.report(0).drawn > 0) CHECK(outputs.report(0).relative_error > 0.0F);
+    return outputs.report(0);
+  };
+  CHECK(bound(6, 20).error_95 > 0.0F);
+  CHECK(bound(6, 20).error_95 > bound(6, 20).relative_error);
+  CHECK(bound(6, 2).error_95 > 0.0F);
+  CHECK(bound(6, 1).drawn > 0);
+  CHECK(std::isnan(bound(6, 1).error_95));
+  CHECK(bound(15, 2).drawn == 0);
+  CHECK(std::isnan(bound(15, 2).error_95));
+}
+
 TEST_CASE("error_95 is not a number where probabilities do not tell the error") {
   const Fixture fixture;
   Outputs outputs(kShape);
@@ -238,8 +270,9 @@ TEST_CASE("error_95 is not a number where probabilities do not tell the error") 
   CHECK(std::isnan(outputs.report(0).error_95));
   REQUIRE(fixture.decode(*Uniform::create({.tokens = 20}), fixture.range, {}, outputs).ok());
   CHECK(outputs.report(0).error_95 > 0.0F);
-  static_assert(!error_is_told<Collisions>());
-  static_assert(!error_is_told<Defensive<Collisions>>());
+  static_assert(error_is_told<Collisions>());
+  static_assert(error_is_told<Defensive<Collisions>>());
+  static_assert(!error_is_told<Defensive<Clustered>>());
   static_assert(error_is_told<UniformTail<Collisions>>());
   static_assert(error_is_told<Systematic>() && error_is_told<Poisson>());
   static_assert(!error_is_told<TopScores>());

@@ -117,10 +117,15 @@ std::vector<TokenDraw> brute_force(const Fixture<T, Family>& f, int h, float sca
                                f.setting.rule);
 }
 
-// Decodes with `sampler` and compares with `draws` [query_heads][indexed].
+// In the place of groups: of a token that only the uniform sample has.
+constexpr int kUniformAlone = -1;
+
+// Decodes with `sampler` and compares with `draws` [query_heads][indexed], from `tables` tables and
+// a uniform sample of the share rho.
 template <class Ops, class T, class Family, class Sampler, class Estimator>
 void check_decode(const Fixture<T, Family>& f, const Sampler& sampler, const Estimator& estimator,
-                  const std::vector<std::vector<TokenDraw>>& draws) {
+                  const std::vector<std::vector<TokenDraw>>& draws, int tables = 0,
+                  double rho = 0.0) {
   const Shape& shape = f.setting.shape;
   const DecodePlan<Sampler, Estimator> plan{
       .shape = shape, .sampler = &sampler, .estimator = estimator, .exact_below = 0};
@@ -142,13 +147,21 @@ void check_decode(const Fixture<T, Family>& f, const Sampler& sampler, const Est
       rows += any ? 1 : 0;
       const TokenDraw& draw = draws[static_cast<std::size_t>(h)][i];
       if (!draw.drawn) continue;
-      drawn.push_back({.token = draw.token, .pi = draw.pi, .factor = factor(estimator, draw.pi)});
+      drawn.push_back({.token = draw.token,
+                       .pi = draw.pi,
+                       .factor = factor(estimator, draw.pi),
+                       .essential = draw.essential});
+      if (draw.essential == std::vector<int>{kUniformAlone}) {
+        drawn.back().essential = {ErrorSketch::group_of(draw.token, table_groups(tables))};
+        drawn.back().noise =
+            static_cast<double>(ErrorSketch::sign(draw.token, 0)) * std::sqrt(1.0 - rho);
+      }
     }
     check_head(expected_head(f.source,
                              {.data = f.problem.query(h),
                               .kv_head = h / shape.group(),
                               .scale = static_cast<double>(plan.logit_scale())},
-                             f.index.indexed(), drawn),
+                             f.index.indexed(), drawn, tables),
                outputs, h, f.setting.check_sample);
     CHECK(outputs.report(h).rows_read == rows);
     CHECK(outputs.report(h).indexed == f.index.indexed().size());
@@ -168,10 +181,10 @@ void check_collisions(const Case& c) {
   REQUIRE_MESSAGE(sampler.ok(), sampler.status().message());
   std::vector<std::vector<TokenDraw>> draws;
   for (int h = 0; h < c.shape.query_heads; ++h) draws.push_back(brute_force<Ops>(*f, h, 1.0F));
-  check_decode<Ops>(*f, *sampler, SelfNormalised{}, draws);
+  check_decode<Ops>(*f, *sampler, SelfNormalised{}, draws, c.rule.tables);
   if constexpr (std::is_same_v<T, float> && std::is_same_v<Family, SimHash>) {
-    check_decode<Ops>(*f, *sampler, Floored{}, draws);
-    check_decode<Ops>(*f, *sampler, Uncorrected{}, draws);
+    check_decode<Ops>(*f, *sampler, Floored{}, draws, c.rule.tables);
+    check_decode<Ops>(*f, *sampler, Uncorrected{}, draws, c.rule.tables);
   }
 }
 
@@ -316,7 +329,8 @@ DrawnCandidates candidates_of(const Fixture<T, Family>& f, const Sampler& sample
                                   .queries = {.data = f.problem.query(kv_head * shape.group()),
                                               .count = shape.group(),
                                               .dim = shape.head_dim},
-                                  .noise = {.seed = f.setting.seed, .step = 3}});
+                                  .noise = {.seed = f.setting.seed, .step = 3},
+                                  .report = true});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("uniform sampling weighs its tokens by n / m", Ops, uniforms) {
@@ -374,23 +388,65 @@ TEST_CASE_TEMPLATE_DEFINE("the defensive union has the union's tokens and probab
       REQUIRE(sampler.ok());
       const double n = f->index.indexed().size();
       std::vector<std::vector<TokenDraw>> draws;
+      double rho = 0.0;
       for (int h = 0; h < c.shape.query_heads; ++h) {
         auto draw = brute_force<Ops>(*f, h, 1.0F);
         const DrawnCandidates extra = candidates_of<Ops>(*f, *uniform, h / c.shape.group());
-        const double rho = static_cast<double>(extra.tokens.size()) / n;
+        rho = static_cast<double>(extra.tokens.size()) / n;
         for (TokenDraw& d : draw) d.pi = d.pi + rho - d.pi * rho;
         for (const TokenId token : extra.tokens) {
-          draw[static_cast<std::size_t>(token - f->index.indexed().begin)].drawn = true;
+          TokenDraw& d = draw[static_cast<std::size_t>(token - f->index.indexed().begin)];
+          d.essential = d.drawn ? std::vector<int>() : std::vector<int>{kUniformAlone};
+          d.drawn = true;
         }
         draws.push_back(draw);
       }
-      check_decode<Ops>(*f, *sampler, SelfNormalised{}, draws);
-      check_decode<Ops>(*f, *sampler, Floored{}, draws);
-      check_decode<Ops>(*f, *sampler, Uncorrected{}, draws);
+      check_decode<Ops>(*f, *sampler, SelfNormalised{}, draws, c.rule.tables, rho);
+      check_decode<Ops>(*f, *sampler, Floored{}, draws, c.rule.tables, rho);
+      check_decode<Ops>(*f, *sampler, Uncorrected{}, draws, c.rule.tables, rho);
     }
   }
 }
 TEST_CASE_TEMPLATE_APPLY(unions, TwoBackends);
+
+TEST_CASE_TEMPLATE_DEFINE("candidates name the groups of tables that they hang on", Ops, groups) {
+  std::uint64_t seed = 240;
+  for (const int tables : {3, 16, 40}) {
+    for (const int t : {1, 2, 3}) {
+      const Case c{.shape = kShape,
+                   .rule = {.bits = 5, .tables = tables, .at_least = t, .radius = t - 1},
+                   .seed = ++seed};
+      CAPTURE(tables);
+      CAPTURE(t);
+      const std::unique_ptr<Fixture<float, SimHash>> f(
+          Fixture<float, SimHash>::template make<Ops>(c));
+      const auto sampler =
+          Collisions::create(f->family, {.min_collisions = t, .probe_radius = c.rule.radius});
+      REQUIRE(sampler.ok());
+      std::size_t several = 0;
+      std::size_t none = 0;
+      for (int h = 0; h < c.shape.query_heads; ++h) {
+        const int group = c.shape.group();
+        const DrawnCandidates found = candidates_of<Ops>(*f, *sampler, h / group);
+        const auto draw = brute_force<Ops>(*f, h, 1.0F);
+        REQUIRE(found.essential.size() == found.tokens.size() * static_cast<std::size_t>(group));
+        for (std::size_t i = 0; i < found.tokens.size(); ++i) {
+          const auto at = static_cast<std::size_t>(found.tokens[i] - f->index.indexed().begin);
+          unsigned expected = 0;
+          for (const int j : draw[at].essential) expected |= 1U << j;
+          const std::size_t own =
+              i * static_cast<std::size_t>(group) + static_cast<std::size_t>(h % group);
+          CHECK(found.essential[own] == expected);
+          several += draw[at].essential.size() > 1 ? 1U : 0U;
+          none += draw[at].drawn && draw[at].essential.empty() ? 1U : 0U;
+        }
+      }
+      CHECK((several > 0) == (t > 1));
+      CHECK((none > 0 || tables == 3));
+    }
+  }
+}
+TEST_CASE_TEMPLATE_APPLY(groups, TwoBackends);
 
 TEST_CASE_TEMPLATE_DEFINE("candidates name the heads that drew them, in token order", Ops,
                           memberships) {

@@ -141,7 +141,7 @@ class Contract:
             expected = {
                 "uniform": lambda: 0,
                 "signatures": lambda: int(setting["bits"]) * DIM / 8 + 4,
-                "quest": lambda: 4 * DIM / int(setting["page"]),
+                "quest": lambda: 4 * DIM * math.ceil(MIDDLE / int(setting["page"])) / MIDDLE,
                 "socket": lambda: 2 * int(setting["L"]) + 4,
             }[result["method"]]()
             assert abs(index - expected) < 1e-9, result

@@ -59,11 +59,13 @@ class Contract:
         assert result["index_bytes_per_token"] == 0
 
     def check_bytes(self):
-        heads = [{"kind": "signatures", "bits": 2, "budget": 1}, {"kind": "exact"}]
-        profile = {"profile": 1, "layers": [{"name": "small", "kv_heads": heads}]}
-        result, = self.judged(json.dumps(profile))
-        # All rows of both heads, and 2 bits with norms of one of them.
-        assert abs(result["bytes_read_per_token"] - 4 * DIM - (2 * DIM / 8 + 4) / 2) < 1e-9, result
+        for budget, scanned in ((0.5, (2 * DIM / 8 + 4) / 2), (1, 0)):
+            heads = [{"kind": "signatures", "bits": 2, "budget": budget}, {"kind": "exact"}]
+            profile = {"profile": 1, "layers": [{"name": "small", "kv_heads": heads}]}
+            result, = self.judged(json.dumps(profile))
+            assert (result["rows"] < 0.9) == (budget < 1), result
+            # Rows of both heads, and 2 bits with norms of one of them, unless all rows are drawn from it.
+            assert abs(result["bytes_read_per_token"] - 4 * DIM * result["rows"] - scanned) < 1e-9, result
 
     def check_kinds(self):
         # At an error that any draw meets all kinds but the asked-for are left out.

@@ -48,7 +48,11 @@ struct TokenDraw {
   TokenId token = 0;
   bool drawn = false;
   double pi = 0.0;
+  std::vector<int> essential = {};  ///< groups of tables without which it would not be drawn
 };
+
+/// Table l is of the group l * groups / tables, rounded down, of 16 groups or one for each table.
+[[nodiscard]] inline int table_groups(int tables) { return tables < 16 ? tables : 16; }
 
 /// Compares codes token by token for one query head of one KV head over the indexed range.
 class BruteForce {
@@ -64,14 +68,28 @@ class BruteForce {
       const auto* key = source.key(query.kv_head, t);
       for (std::size_t j = 0; j < centred.size(); ++j) centred[j] = to_float(key[j]) - centre[j];
       const auto key_codes = codes<Ops>(index.family(), centred.data());
+      const int groups = table_groups(rule.tables);
       int collisions = 0;
-      for (std::size_t l = 0; l < key_codes.size(); ++l) {
-        const unsigned difference = static_cast<unsigned>(key_codes[l] ^ query_codes[l]);
-        collisions += std::popcount(difference) <= rule.radius ? 1 : 0;
+      std::vector<int> without(static_cast<std::size_t>(groups));  // each group
+      for (int l = 0; l < rule.tables; ++l) {
+        const auto at = static_cast<std::size_t>(l);
+        const unsigned difference = static_cast<unsigned>(key_codes[at] ^ query_codes[at]);
+        if (std::popcount(difference) > rule.radius) continue;
+        ++collisions;
+        for (int j = 0; j < groups; ++j) {
+          without[static_cast<std::size_t>(j)] += l * groups / rule.tables != j ? 1 : 0;
+        }
+      }
+      std::vector<int> essential;
+      for (int j = 0; j < groups; ++j) {
+        const bool left = without[static_cast<std::size_t>(j)] >= rule.at_least;
+        if (collisions >= rule.at_least && !left) essential.push_back(j);
       }
       const double theta = angle(query.data, key, centre, source.head_dim());
-      draws.push_back(
-          {.token = t, .drawn = collisions >= rule.at_least, .pi = rule_probability(rule, theta)});
+      draws.push_back({.token = t,
+                       .drawn = collisions >= rule.at_least,
+                       .pi = rule_probability(rule, theta),
+                       .essential = essential});
     }
     return draws;
   }
@@ -109,6 +127,8 @@ struct DrawnToken {
   TokenId token = 0;
   double pi = 1.0;
   double factor = 1.0;
+  std::vector<int> essential = {};  ///< as TokenDraw's
+  double noise = 0.0;  ///< by which x is multiplied, where something else than tables drew it
 };
 
 /// What decode() should say of one query head.
@@ -122,11 +142,30 @@ struct ExpectedHead {
   double alarm = 0.0;
 };
 
+/// G / (G - 1) times the sum of |R_j - n_j / L sum_k R_k|^2 for groups of n_j of L tables.
+[[nodiscard]] inline double jackknife(const std::vector<std::vector<double>>& sums, int tables) {
+  const auto groups = static_cast<int>(sums.size());
+  double trace = 0.0;
+  for (std::size_t i = 0; i < sums[0].size(); ++i) {
+    double total = 0.0;
+    for (const auto& sum : sums) total += sum[i];
+    for (int j = 0; j < groups; ++j) {
+      int size = 0;
+      for (int l = 0; l < tables; ++l) size += l * groups / tables == j ? 1 : 0;
+      const double d = sums[static_cast<std::size_t>(j)][i] - total * size / tables;
+      trace += d * d * groups / (groups - 1);
+    }
+  }
+  return trace;
+}
+
 /// Output and report from their definitions: exact tokens with weight w, drawn ones with
-/// omega = factor * w.
+/// omega = factor * w. Of draws from `tables` tables the error is the jackknife's over their
+/// groups, with x = omega (v - out) of the tokens essential to each.
 template <KeyValueSource Source>
 [[nodiscard]] ExpectedHead expected_head(const Source& source, const OracleQuery& query,
-                                         TokenRange indexed, std::span<const DrawnToken> drawn) {
+                                         TokenRange indexed, std::span<const DrawnToken> drawn,
+                                         int tables = 0) {
   ExpectedHead head;
   std::vector<WeightedToken> tokens;
   for (TokenId t = 0; t < source.tokens(); ++t) {
@@ -142,6 +181,9 @@ template <KeyValueSource Source>
   double omega_squares = 0.0;
   double spread = 0.0;
   double variance = 0.0;
+  const std::size_t dim = head.state.out.size();
+  std::vector<std::vector<double>> sums(static_cast<std::size_t>(table_groups(tables)),
+                                        std::vector<double>(dim));
   for (const DrawnToken& d : drawn) {
     // Weights relative to the normaliser, so that they cannot overflow.
     const double omega = d.factor * std::exp(oracle_logit(source, query, d.token) - head.state.lse);
@@ -150,6 +192,11 @@ template <KeyValueSource Source>
     for (std::size_t j = 0; j < head.state.out.size(); ++j) {
       const double difference = static_cast<double>(to_float(value[j])) - head.state.out[j];
       distance += difference * difference;
+      if (d.pi >= 1.0) continue;
+      for (const int group : d.essential) {
+        sums[static_cast<std::size_t>(group)][j] +=
+            (d.noise != 0.0 ? d.noise : 1.0) * omega * difference;
+      }
     }
     spread += (1.0 - d.pi) * omega * omega * distance;
     omega_sum += d.pi < 1.0 ? omega : 0.0;  // certain tokens are no sample
@@ -159,7 +206,7 @@ template <KeyValueSource Source>
   }
   double square = 0.0;
   for (const double x : head.state.out) square += x * x;
-  head.relative_error = std::sqrt(spread / square);
+  head.relative_error = std::sqrt((tables > 1 ? jackknife(sums, tables) : spread) / square);
   if (omega_squares > 0.0) head.effective_sample_size = omega_sum * omega_sum / omega_squares;
   if (variance > 0.0) head.alarm = (head.estimated_tokens - indexed.size()) / std::sqrt(variance);
   return head;
@@ -168,7 +215,8 @@ template <KeyValueSource Source>
 /// The candidates a sampler draws for one KV head, copied out of its scratch.
 struct DrawnCandidates {
   std::vector<TokenId> tokens;
-  std::vector<std::uint32_t> members;  ///< all heads where the sampler names none
+  std::vector<std::uint32_t> members;         ///< all heads where the sampler names none
+  std::vector<std::uint16_t> essential = {};  ///< [tokens, group] where it names groups of tables
 };
 
 template <class Ops, class Sampler, class Source, class IndexType>
@@ -185,6 +233,10 @@ template <class Ops, class Sampler, class Source, class IndexType>
   result.tokens.assign(found.tokens.begin(), found.tokens.end());
   result.members.assign(found.members.begin(), found.members.end());
   if (found.members.empty()) result.members.assign(found.tokens.size(), input.queries.everyone());
+  if (found.groups.known()) {
+    const std::size_t size = found.tokens.size() * static_cast<std::size_t>(found.groups.heads);
+    result.essential.assign(found.groups.essential, found.groups.essential + size);
+  }
   return result;
 }
 

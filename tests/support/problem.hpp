@@ -188,7 +188,8 @@ struct Outputs {
          a.indexed == b.indexed && same_bits(a.effective_sample_size, b.effective_sample_size) &&
          same_bits(a.relative_error, b.relative_error) && same_bits(a.error_95, b.error_95) &&
          same_bits(a.estimated_tokens, b.estimated_tokens) && same_bits(a.alarm, b.alarm) &&
-         a.promise == b.promise && a.looks == b.looks && a.rows_reread == b.rows_reread;
+         a.promise == b.promise && a.looks == b.looks && a.rows_reread == b.rows_reread &&
+         a.bytes == b.bytes;
 }
 
 /// Outputs, lse and reports, bit by bit.

@@ -61,6 +61,43 @@ void prefetch_inclusion(const Inclusion& inclusion, const TokenId* tokens, int c
   if constexpr (requires { inclusion.prefetch(tokens, count); }) inclusion.prefetch(tokens, count);
 }
 
+/// On which tables a drawn token hangs: those of a draw, independent of each other, are cut into
+/// groups, and a token is essential to a group without whose tables it would not have been drawn.
+/// What a head drew by other, independent randomness is essential to none, and what it drew by that
+/// alone is kAlone. From this the error of draws is estimated whose tokens come in clusters.
+struct TableGroups {
+  static constexpr int kMost = 16;
+  static constexpr std::uint16_t kAlone = 0xFFFF;  ///< no token is essential to so many
+
+  const std::uint16_t* essential = nullptr;  ///< [candidates, heads], bit j: to group j
+  int heads = 0;
+  int tables = 0;
+  float alone = 1.0F;  ///< 1 - pi of the other randomness
+
+  /// Whether the draw says anything of this.
+  [[nodiscard]] bool known() const { return tables > 0; }
+  [[nodiscard]] int count() const { return count(tables); }
+  [[nodiscard]] static int count(int tables) { return tables < kMost ? tables : kMost; }
+  /// Runs of tables whose sizes differ by at most one.
+  [[nodiscard]] static int group_of(int table, int tables) {
+    return table * count(tables) / tables;
+  }
+  /// Tables of group j.
+  [[nodiscard]] int size(int j) const { return first(j + 1) - first(j); }
+
+ private:
+  // The smallest table with table * count / tables >= j.
+  [[nodiscard]] int first(int j) const { return (j * tables + count() - 1) / count(); }
+};
+
+/// Bytes of the index that an inclusion reads for each candidate: its kIndexBytes, where it has
+/// one.
+template <class Inclusion>
+[[nodiscard]] constexpr std::int64_t inclusion_bytes() {
+  if constexpr (requires { Inclusion::kIndexBytes; }) return Inclusion::kIndexBytes;
+  return 0;
+}
+
 /// Tokens to read beside the exact ones, with their inclusion probabilities.
 template <class I>
 struct Candidates {
@@ -69,6 +106,10 @@ struct Candidates {
   std::span<const TokenId> tokens;         ///< ascending, no duplicates, inside the indexed range
   std::span<const std::uint32_t> members;  ///< bit g: query head g drew it; empty: all heads did
   I inclusion;
+  TableGroups groups = {};  ///< of draws from tables, where the input asked for a report
+  /// Bytes of the index that were read for this, each once, as far as they grow with the tokens; of
+  /// lookups in tables where the input asked for a report.
+  std::int64_t index_bytes = 0;
 };
 
 /// Probabilities known per candidate: head g finds its own at log_pi[g * stride], so stride 0 means
@@ -118,6 +159,7 @@ struct DrawInput {
   float scale = 1.0F;  ///< logit = scale * q.k
   NoiseKey noise;
   int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
+  bool report = false;  ///< whether Candidates::groups and index_bytes are wanted
 
   /// The random numbers of this draw.
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {

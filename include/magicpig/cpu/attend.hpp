@@ -137,6 +137,7 @@ class Attend {
     });
     const TokenId count = in_.mask.count(seen);
     for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += count;
+    *totals_.bytes += count * row_size();
   }
 
   /// Drawn tokens that are seen, weight exp(logit) times the estimator's factor.
@@ -148,8 +149,10 @@ class Attend {
       first = fill_candidates(tile, candidates, first);
       prefetch_inclusion(candidates.inclusion, tile.tokens, tile.rows);
     };
+    *totals_.bytes += candidates.index_bytes;
     for_each_tile(fill, [&](const Tile& tile) {
       *totals_.read += tile.count;
+      *totals_.bytes += tile.count * (row_size() + inclusion_bytes<Inclusion>());
       candidates.inclusion.template log_probability<Ops>(
           {.tokens = tile.tokens,
            .positions = tile.positions,
@@ -162,21 +165,33 @@ class Attend {
       make_logits(tile);
       for (int i = 0; i < tile.reads; ++i) s_.weights[i] += s_.correction[i];
       weigh(tile);
-      if (in_.report) account(tile);
+      if (in_.report) account(tile, candidates.groups);
     });
+    groups_ = candidates.groups;
   }
 
   /// After the last tokens; then the totals are complete.
-  void finish() { add_up_recent(); }
+  void finish() {
+    add_up_recent();
+    if (in_.report && groups_.known()) add_up_groups();
+  }
 
   /// Goes back to `before`, what the totals were before any candidates; the next ones may follow.
   void restart(const AttendTotals& before) {
     totals_.assign(before);
     if (in_.report) s_.sketch.clear();
     sketched_tiles_ = 0;
+    groups_ = {};
   }
 
  private:
+  // Bytes of a key and a value.
+  [[nodiscard]] std::int64_t row_size() const {
+    return static_cast<std::int64_t>(
+        row_bytes<Scalar>(static_cast<std::size_t>(in_.queries.dim)) +
+        row_bytes<Scalar>(static_cast<std::size_t>(in_.key_values.value_dim())));
+  }
+
   // Tokens that travel from memory together. All heads read all rows, or each head has rows of its
   // own, the tokens that it drew, one head's behind the other's.
   struct Tile {
@@ -374,7 +389,7 @@ class Attend {
   }
 
   // Gathers the report's sums.
-  void account(const Tile& tile) {
+  void account(const Tile& tile, const TableGroups& groups) {
     const int dim = in_.key_values.value_dim();
     double norms[kAttendRows];
     for (int i = 0; i < tile.rows; ++i) {
@@ -395,8 +410,56 @@ class Attend {
     for (std::int64_t i = 0; i < outputs; ++i) {
       totals_.spread_values[i] += static_cast<double>(s_.spread_tile[i]);
     }
+    if (groups.known()) return add_to_groups(tile, groups);
     for (int k = 0; k < 2; ++k) sketch(tile, k);
     ++sketched_tiles_;
+  }
+
+  // Adds omega v of the tile's tokens to the groups of tables that they are essential to, unless
+  // they are certain. What was
+  // drawn by other randomness alone is noise of variance (1 - pi) omega^2 |v - out|^2: it goes to
+  // one group, with a random sign, and so into the mean of what the groups differ by.
+  void add_to_groups(const Tile& tile, const TableGroups& groups) {
+    const float alone = ::sqrtf(groups.alone);
+    for (int g = 0; g < in_.queries.count; ++g) {
+      const HeadReads& own = tile.heads[g];
+      for (int i = 0; i < own.count; ++i) {
+        const int row = own.row + i;
+        const float omega = s_.weights[own.at + i];
+        if (s_.log_pi[own.at + i] >= 0.0F) continue;
+        const std::uint16_t essential =
+            groups.essential[std::int64_t{tile.positions[row]} * groups.heads + g];
+        if (essential == TableGroups::kAlone) {
+          const TokenId token = tile.tokens[row];
+          add_to_group(tile, row, g, ErrorSketch::group_of(token, groups.count()),
+                       ErrorSketch::sign(token, 0) * alone * omega);
+          continue;
+        }
+        for (unsigned left = essential; left != 0; left &= left - 1) {
+          add_to_group(tile, row, g, std::countr_zero(left), omega);
+        }
+      }
+    }
+  }
+
+  void add_to_group(const Tile& tile, int row, int g, int j, float weight) {
+    const int dim = in_.key_values.value_dim();
+    s_.sketch.weights(j, 0)[g] += static_cast<double>(weight);
+    Ops::add_rows(Rows<Scalar>{.rows = tile.values + row, .count = 1, .dim = dim}, &weight, 1,
+                  s_.sketch.values(j, 0) + std::int64_t{g} * dim);
+  }
+
+  // Brings what the groups differ by into the totals.
+  void add_up_groups() {
+    s_.sketch.centre(groups_);
+    for (int g = 0; g < in_.queries.count; ++g) {
+      AttendSums& sums = totals_.sums[g];
+      const auto squares = s_.sketch.squares(
+          g, totals_.groups_values + std::int64_t{g} * in_.key_values.value_dim());
+      sums.groups = groups_.count();
+      sums.groups_square = squares.values;
+      sums.groups_weight = squares.weights;
+    }
   }
 
   // Adds the tile's errors, with the signs numbered k, to the sketch.
@@ -449,6 +512,7 @@ class Attend {
   AttendTotals totals_;
   int recent_rows_ = 0;     // in recent
   int sketched_tiles_ = 0;  // since the last restart
+  TableGroups groups_;      // of the candidates
   Tile tiles_[2];
 };
 

@@ -26,7 +26,10 @@ void keep_promise(const Plan& plan, Input input, Scratch& scratch, Attention& at
   for (;;) {
     const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
     const auto rows = static_cast<std::int64_t>(candidates.tokens.size());
-    if (static_cast<double>(rows) >= promise.dense_above * range.size()) break;
+    if (static_cast<double>(rows) >= promise.dense_above * range.size()) {
+      looks.bytes += candidates.index_bytes;
+      break;
+    }
     attend.add_candidates(candidates, plan.estimator);
     attend.finish();
     ++looks.count;
@@ -45,6 +48,7 @@ void keep_promise(const Plan& plan, Input input, Scratch& scratch, Attention& at
       return;
     }
     looks.reread += rows;
+    looks.bytes += *totals.bytes - *scratch.exact.bytes;
     attend.restart(scratch.exact);
     // The error falls like the inverse of the rows at best: doublings that would fall short of that
     // are not tried.

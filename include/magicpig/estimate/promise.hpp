@@ -33,16 +33,21 @@ struct OutputError {
   double terms = 0.0;
   /// At least the largest omega |v - out| / (D |out|) of a token that was drawn.
   double range = 0.0;
+  /// Added to the trace in bounds, in the same directions: for what a draw has not shown.
+  double allowance = 0.0;
 
   /// What a normal error of this covariance exceeds with a probability of at most delta: the error
   /// of one direction of variance F, the others so many and small that their squares are their
   /// mean,
-  ///   sqrt(trace + F (z^2 - 1)),   z = Phi^-1(1 - delta / 2).
+  ///   sqrt(trace + F (z^2 - 1)),   z = Phi^-1(1 - delta / 2),
+  /// with both grown by the allowance.
   /// It is exact for one direction and for very many; of two equal ones at delta = .05 too, and
   /// above the truth between and below; for delta above .1 it may be short by a few percent.
   [[nodiscard]] double normal(double delta) const {
     const double z = normal_quantile(delta / 2);
-    const double square = trace + frobenius * (z * z - 1.0);
+    const double square = trace == 0.0
+                              ? allowance * z * z
+                              : (trace + frobenius * (z * z - 1.0)) * (1.0 + allowance / trace);
     const double student = terms > 0.0 ? 1.0 + (z * z + 1.0) / (4.0 * terms) : 1.0;
     return student * ::sqrt(square < 0.0 ? 0.0 : square);
   }
@@ -54,7 +59,7 @@ struct OutputError {
   [[nodiscard]] double bernstein(double delta) const {
     const double log_delta = ::log(2.0 / delta);
     const double linear = range * log_delta / 3.0;
-    return linear + ::sqrt(linear * linear + 2.0 * trace * log_delta);
+    return linear + ::sqrt(linear * linear + 2.0 * (trace + allowance) * log_delta);
   }
 
   [[nodiscard]] double bound(ErrorBound kind, double delta) const {

@@ -153,6 +153,12 @@ class HashCodes {
     return segments_[place(number, kv_head)].value_norms.data();
   }
 
+  /// Bytes of one KV head that scoring every token reads: its codes and the norm of its value.
+  [[nodiscard]] std::int64_t scan_bytes() const {
+    const auto codes = static_cast<std::int64_t>(sizeof(Code)) * family_->tables();
+    return range_.size() * (codes + static_cast<std::int64_t>(sizeof(float)));
+  }
+
   /// Bytes held by all arrays; the planes belong to the family.
   [[nodiscard]] std::size_t bytes() const {
     std::size_t sum = centres_.bytes();

@@ -157,6 +157,12 @@ class KeyClusters {
     return centres_.data() + std::int64_t{kv_head} * dim();
   }
 
+  /// Bytes of one KV head that scoring every token reads: its list, and all centroids.
+  [[nodiscard]] std::int64_t scan_bytes() const {
+    return range_.size() * static_cast<std::int64_t>(sizeof(std::uint16_t)) +
+           std::int64_t{lists_} * dim() * static_cast<std::int64_t>(sizeof(float));
+  }
+
   /// Bytes held.
   [[nodiscard]] std::size_t bytes() const {
     std::size_t sum = centres_.bytes();

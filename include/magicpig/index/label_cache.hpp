@@ -153,6 +153,10 @@ class LabelCache {
   [[nodiscard]] static constexpr std::size_t bytes_per_token(int channels) {
     return static_cast<std::size_t>((channels + 1) / 2) + 2 * sizeof(bf16);
   }
+  /// Bytes of one KV head that scoring every token reads.
+  [[nodiscard]] std::int64_t scan_bytes() const {
+    return range_.size() * static_cast<std::int64_t>(bytes_per_token(label_size()));
+  }
 
  private:
   struct Head {

@@ -123,6 +123,10 @@ class PageBounds {
   [[nodiscard]] static constexpr double bytes_per_token(int dim, int page) {
     return 2.0 * dim * sizeof(T) / page;
   }
+  /// Bytes of one KV head that scoring every page reads.
+  [[nodiscard]] std::int64_t scan_bytes() const {
+    return std::int64_t{2} * pages() * dim() * static_cast<std::int64_t>(sizeof(T));
+  }
 
  private:
   explicit PageBounds(const PageBoundsConfig& config) : config_(config) {}

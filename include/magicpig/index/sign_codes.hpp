@@ -90,6 +90,11 @@ class SignCodes {
     return codes_.data() + at(number, kv_head);
   }
 
+  /// Bytes of one KV head that scoring every token reads.
+  [[nodiscard]] std::int64_t scan_bytes() const {
+    return range_.size() * static_cast<std::int64_t>(sizeof(std::uint32_t)) * hash_->words();
+  }
+
   /// Bytes held; the weights belong to the hash.
   [[nodiscard]] std::size_t bytes() const { return codes_.bytes(); }
 

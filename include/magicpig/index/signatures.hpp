@@ -222,6 +222,12 @@ class Signatures {
     return static_cast<std::size_t>(shape.rows) / 2 + sizeof(bf16) +
            (value_norms ? sizeof(std::int16_t) : 0);
   }
+  /// Bytes of one KV head that scoring every token reads, with the norms of values, if there are
+  /// any, or without.
+  [[nodiscard]] std::int64_t scan_bytes(bool value_norms) const {
+    const bool norms = value_norms && config_.value_dim != 0;
+    return range_.size() * static_cast<std::int64_t>(bytes_per_token(shape_, norms));
+  }
 
  private:
   Signatures(const Q& quantiser, const SignaturesConfig& config)

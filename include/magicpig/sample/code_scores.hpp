@@ -75,6 +75,12 @@ class CodeScores {
     return scratch.scores;
   }
 
+  /// Bytes that compute() reads.
+  template <class Source, class Q>
+  [[nodiscard]] static std::int64_t bytes(const DrawInput<Source, Signatures<Q>>& input) {
+    return input.index.scan_bytes(false);
+  }
+
  private:
   // A divisor of a segment's blocks.
   static constexpr int kBlocks = 8;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -31,6 +32,7 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// 0 on every plane; against them any vector's bits are fair coins, as at cosine 0.
 struct CosineInclusion {
   static constexpr bool kAnyToken = true;
+  static constexpr std::int64_t kIndexBytes = sizeof(float);
   CurveView curve;
   const float* norms = nullptr;  // |k - c| by token - first_token
   TokenId first_token = 0;
@@ -73,12 +75,13 @@ struct CollisionConfig {
 /// Draws the tokens that collide with the query in at least t of L tables, one draw per query head.
 /// pi = P(Bin(L, a_r(cosine)) >= t). The randomness is that of the planes: the same query draws the
 /// same tokens at every step, and the noise key is not used.
+/// Keys that are alike share buckets and are drawn together: where a report is asked a second walk
+/// over the buckets finds the groups of tables to which each token is essential, from which the
+/// error is estimated.
 /// Source: Chen et al. 2024, algorithm 1 (t = 2, r = 0).
 class Collisions {
  public:
   static constexpr bool kUnbiased = true;
-  /// Keys that are alike share buckets, so that they are drawn together.
-  static constexpr bool kClustered = true;
 
   /// Tabulates the curve for the K, L and collision probability of `family`; draws are only valid
   /// on indexes of such a family. Errors: t outside [1, 3] or above L, r outside [0, K] or above 0
@@ -126,6 +129,9 @@ class Collisions {
     float* inverse_norm = nullptr;     // [group]
     TokenId* tokens = nullptr;         // [limits.tokens]
     std::uint32_t* members = nullptr;  // [limits.tokens]
+    // For reports: the hits of a segment's tokens, and the candidates' groups.
+    std::uint32_t* hits = nullptr;       // [min(limits.tokens, kMaxSegmentTokens)]
+    std::uint16_t* essential = nullptr;  // [limits.tokens, group]
   };
 
   [[nodiscard]] Scratch carve(Arena& arena, const DrawLimits& limits) const {
@@ -138,7 +144,10 @@ class Collisions {
             .query_centre = arena.take<float>(group),
             .inverse_norm = arena.take<float>(group),
             .tokens = arena.take<TokenId>(tokens),
-            .members = arena.take<std::uint32_t>(tokens)};
+            .members = arena.take<std::uint32_t>(tokens),
+            .hits = arena.take<std::uint32_t>(
+                limits.tokens < kMaxSegmentTokens ? tokens : std::size_t{kMaxSegmentTokens}),
+            .essential = arena.take<std::uint16_t>(tokens * group)};
   }
 
   template <class Ops, class Source, HashFamily Family>
@@ -149,19 +158,28 @@ class Collisions {
     index.family().template hash<Ops>(queries.data, queries.count, scratch.codes,
                                       scratch.projections);
     measure_queries(queries, index.centre(input.kv_head), scratch);
-    BucketWalk<BucketTables<Family>> walk({.index = index,
-                                           .kv_head = input.kv_head,
-                                           .codes = scratch.codes,
-                                           .queries = queries.count,
-                                           .tables = tables_,
-                                           .masks = ball_.masks()});
+    using Walk = BucketWalk<BucketTables<Family>>;
+    const typename Walk::Input buckets{.index = index,
+                                       .kv_head = input.kv_head,
+                                       .codes = scratch.codes,
+                                       .queries = queries.count,
+                                       .tables = tables_,
+                                       .masks = ball_.masks()};
+    Walk walk(buckets);
+    std::optional<Walk> again;
+    if (input.report) again.emplace(buckets);
     std::size_t count = 0;
     for (int s = 0; s < index.segment_count(); ++s) {
       const int tokens = index.segment(s, input.kv_head).tokens();
       for (int g = 0; g < queries.count; ++g) {
         collide(walk, tokens, scratch.seen, scratch.drawn + std::int64_t{g} * kWords);
       }
-      count += emit(tokens, index.segment_begin(s), queries.count, scratch, count);
+      const TokenId first = index.segment_begin(s);
+      const std::size_t before = count;
+      count += emit(tokens, first, queries.count, scratch, count);
+      for (int g = 0; g < queries.count && input.report; ++g) {
+        find_essential(*again, first, {.first = before, .end = count}, g, queries.count, scratch);
+      }
     }
     return {.tokens = {scratch.tokens, count},
             .members = {scratch.members, count},
@@ -169,7 +187,11 @@ class Collisions {
                           .norms = index.norms(input.kv_head),
                           .first_token = index.indexed().begin,
                           .query_centre = scratch.query_centre,
-                          .inverse_norm = scratch.inverse_norm}};
+                          .inverse_norm = scratch.inverse_norm},
+            .groups = {.essential = scratch.essential,
+                       .heads = queries.count,
+                       .tables = input.report ? tables_ : 0},
+            .index_bytes = input.report ? lookup_bytes(buckets) : 0};
   }
 
  private:
@@ -241,6 +263,92 @@ class Collisions {
         bit &= before;
       }
       drawn[word] |= bit;
+    }
+  }
+
+  // Of all buckets visited their two offsets and their ids; of buckets that several heads visit,
+  // once.
+  template <class Buckets>
+  [[nodiscard]] std::int64_t lookup_bytes(const Buckets& in) const {
+    std::int64_t bytes = 0;
+    for (int table = 0; table < tables_; ++table) {
+      for (int g = 0; g < in.queries; ++g) {
+        for (const Code mask : in.masks) {
+          const auto code = static_cast<Code>(in.codes[std::int64_t{g} * tables_ + table] ^ mask);
+          if (visited(in.codes + table, g, code)) continue;
+          for (int s = 0; s < in.index.segment_count(); ++s) {
+            const auto ids = in.index.segment(s, in.kv_head).bucket(table, code);
+            bytes += static_cast<std::int64_t>(2 * sizeof(std::uint16_t) + ids.size_bytes());
+          }
+        }
+      }
+    }
+    return bytes;
+  }
+
+  // Whether the bucket is within the ball of a head before g, whose codes of one table stand at
+  // every tables_-th place.
+  [[nodiscard]] bool visited(const Code* codes, int g, Code bucket) const {
+    for (int before = 0; before < g; ++before) {
+      const unsigned apart = codes[std::int64_t{before} * tables_] ^ static_cast<unsigned>(bucket);
+      if (std::popcount(apart) <= config_.probe_radius) return true;
+    }
+    return false;
+  }
+
+  // A token's hits by groups of tables, of the first three groups with any; more than t groups are
+  // essential to none. Each takes eight bits: the number of its hits, at most 3, and the group.
+  static constexpr std::uint32_t kManyGroups = 1U << 24;
+
+  static std::uint32_t hit(std::uint32_t hits, std::uint32_t group) {
+    for (unsigned at = 0; at < 24; at += 8) {
+      const std::uint32_t count = (hits >> at) & 3U;
+      if (count == 0) return hits | (1U | group << 2) << at;
+      if (((hits >> (at + 2)) & 15U) == group) return count < 3 ? hits + (1U << at) : hits;
+    }
+    return hits | kManyGroups;
+  }
+
+  // The groups without whose hits fewer than t are left.
+  [[nodiscard]] std::uint16_t essential(std::uint32_t hits) const {
+    if ((hits & kManyGroups) != 0) return 0;
+    const auto count = [&](unsigned at) { return (hits >> at) & 3U; };
+    const std::uint32_t total = count(0) + count(8) + count(16);
+    unsigned groups = 0;
+    for (unsigned at = 0; at < 24 && count(at) > 0; at += 8) {
+      const bool needed = total - count(at) < static_cast<std::uint32_t>(config_.min_collisions);
+      groups |= needed ? 1U << ((hits >> (at + 2)) & 15U) : 0U;
+    }
+    return static_cast<std::uint16_t>(groups);
+  }
+
+  struct Places {
+    std::size_t first = 0;
+    std::size_t end = 0;
+  };
+
+  // Of the candidates at `places`, all of one segment that begins with token `begin`, to which
+  // groups of tables they are essential for head g, the walk's next. Zero for those of other heads.
+  template <class Walk>
+  void find_essential(Walk& walk, TokenId begin, const Places& places, int g, int group,
+                      Scratch& scratch) const {
+    const std::uint64_t* drawn = scratch.drawn + std::int64_t{g} * kWords;
+    for (std::size_t i = places.first; i < places.end; ++i) {
+      scratch.hits[scratch.tokens[i] - begin] = 0;
+    }
+    for (int table = 0; table < tables_; ++table) {
+      const auto in = static_cast<std::uint32_t>(TableGroups::group_of(table, tables_));
+      for (std::size_t mask = 0; mask < ball_.masks().size(); ++mask) {
+        for (const std::uint16_t id : walk.next()) {
+          if (((drawn[id / 64] >> (id % 64)) & 1U) == 0) continue;
+          scratch.hits[id] = hit(scratch.hits[id], in);
+        }
+      }
+    }
+    for (std::size_t i = places.first; i < places.end; ++i) {
+      const bool own = ((scratch.members[i] >> g) & 1U) != 0;
+      scratch.essential[i * static_cast<std::size_t>(group) + static_cast<std::size_t>(g)] =
+          own ? essential(scratch.hits[scratch.tokens[i] - begin]) : std::uint16_t{0};
     }
   }
 

@@ -52,6 +52,14 @@ class ExactScores {
     return scratch.dots;
   }
 
+  /// Bytes that compute() reads: the keys.
+  template <class Source, class Index>
+  [[nodiscard]] static std::int64_t bytes(const DrawInput<Source, Index>& input) {
+    const auto dim = static_cast<std::size_t>(input.queries.dim);
+    return input.index.indexed().size() *
+           static_cast<std::int64_t>(row_bytes<typename Source::Scalar>(dim));
+  }
+
  private:
   static constexpr int kTile = 128;
 };

@@ -73,8 +73,10 @@ class OraclePoisson {
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = static_cast<float>(::log(pi));
     }
-    return {
-        .tokens = {scratch.tokens, count}, .members = {}, .inclusion = {.log_pi = scratch.log_pi}};
+    return {.tokens = {scratch.tokens, count},
+            .members = {},
+            .inclusion = {.log_pi = scratch.log_pi},
+            .index_bytes = ExactScores::bytes(input)};
   }
 
  private:
@@ -162,7 +164,8 @@ class OracleMultinomial {
     }
     return {.tokens = {scratch.tokens, count},
             .members = {scratch.members, count},
-            .inclusion = {.log_pi = scratch.log_share, .stride = n}};
+            .inclusion = {.log_pi = scratch.log_share, .stride = n},
+            .index_bytes = ExactScores::bytes(input)};
   }
 
  private:

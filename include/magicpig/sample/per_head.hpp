@@ -230,8 +230,12 @@ class PerHead {
 
   template <class Inclusion>
   static Candidates<HeadInclusion> in_common(const Candidates<Inclusion>& drawn) {
-    return {
-        .tokens = drawn.tokens, .members = drawn.members, .inclusion = {.own = drawn.inclusion}};
+    return {.tokens = drawn.tokens,
+            .members = drawn.members,
+            .inclusion = {.own = drawn.inclusion},
+            .groups = drawn.groups,
+            .index_bytes = drawn.index_bytes + static_cast<std::int64_t>(drawn.tokens.size()) *
+                                                   inclusion_bytes<Inclusion>()};
   }
 
   // Draws for one KV head from an index that knows it as 0.
@@ -250,7 +254,8 @@ class PerHead {
                                                                      .kv_head = 0,
                                                                      .queries = input.queries,
                                                                      .scale = input.scale,
-                                                                     .noise = noise},
+                                                                     .noise = noise,
+                                                                     .report = input.report},
                                    own));
   }
 

@@ -38,8 +38,9 @@ template <class S>
   return false;
 }
 
-/// Whether probabilities alone tell how far a draw may be off: not where tokens come in clusters,
-/// as a sampler's kClustered says, and not where some are left out.
+/// Whether a draw tells how far it may be off: not where tokens come in clusters of which it does
+/// not name the groups (TableGroups), as a sampler's kClustered says, and not where some are left
+/// out.
 template <class S>
 [[nodiscard]] constexpr bool error_is_told() {
   if constexpr (requires { S::kClustered; }) return !S::kClustered;

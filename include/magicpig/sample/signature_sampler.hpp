@@ -201,7 +201,8 @@ class SignatureSampler {
       }
       return {.tokens = {scratch_.tokens, count_},
               .members = {},
-              .inclusion = {.log_pi = scratch_.log_pi}};
+              .inclusion = {.log_pi = scratch_.log_pi},
+              .index_bytes = input_.index.scan_bytes(true)};
     }
 
    private:

@@ -32,6 +32,19 @@ concept TokenScoresOver = requires(const S& scores, Arena& arena, const DrawLimi
   { scores.template compute<Ops>(input, scratch) } -> std::same_as<const float*>;
 };
 
+/// Bytes that computing scores reads, each once: what they say themselves, or all that the index
+/// keeps for them.
+template <class Scores, class Input>
+[[nodiscard]] std::int64_t score_bytes(const Input& input) {
+  if constexpr (requires { Scores::bytes(input); }) {
+    return Scores::bytes(input);
+  } else if constexpr (requires { input.index.scan_bytes(); }) {
+    return input.index.scan_bytes();
+  } else {
+    return 0;
+  }
+}
+
 /// order[0, ranks) = the numbers of the largest of n scores, largest first. Ties go to the older
 /// token; a score that is not a number is the least of all. The rest of `order`, [n], is scratch.
 inline void rank_tokens(const float* scores, TokenId n, TokenId ranks, TokenId* order) {
@@ -77,8 +90,8 @@ class ChosenTokens {
   /// Tokens so far.
   [[nodiscard]] TokenId count() const { return count_; }
 
-  /// Each is read for certain, by the heads that took it.
-  [[nodiscard]] Candidates<ConstantInclusion> candidates() const {
+  /// Each is read for certain, by the heads that took it; `bytes` were read to choose them.
+  [[nodiscard]] Candidates<ConstantInclusion> candidates(std::int64_t bytes) const {
     std::size_t count = 0;
     for (TokenId i = 0; i < range_.size(); ++i) {
       if (scratch_.chosen[i] == 0) continue;
@@ -87,7 +100,8 @@ class ChosenTokens {
     }
     return {.tokens = {scratch_.tokens, count},
             .members = {scratch_.members, count},
-            .inclusion = {.log_pi = 0.0F}};
+            .inclusion = {.log_pi = 0.0F},
+            .index_bytes = bytes};
   }
 
  private:

@@ -73,7 +73,7 @@ class TopK {
     }
     ChosenTokens chosen(range, scratch.chosen);
     choose(rows, group, scratch.ranked, chosen);
-    return chosen.candidates();
+    return chosen.candidates(score_bytes<Scores>(input));
   }
 
  private:

@@ -80,7 +80,7 @@ class TopP {
         chosen.add(scratch.order[r], g);
       }
     }
-    return chosen.candidates();
+    return chosen.candidates(score_bytes<Scores>(input));
   }
 
  private:

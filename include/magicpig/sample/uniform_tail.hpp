@@ -80,8 +80,11 @@ class UniformTail {
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = certain ? 0.0F : log_pi;
     });
-    return {
-        .tokens = {scratch.tokens, count}, .members = {}, .inclusion = {.log_pi = scratch.log_pi}};
+    // No groups: the error is that of the tail alone.
+    return {.tokens = {scratch.tokens, count},
+            .members = {},
+            .inclusion = {.log_pi = scratch.log_pi},
+            .index_bytes = found.index_bytes};
   }
 
  private:

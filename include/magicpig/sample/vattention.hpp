@@ -168,8 +168,10 @@ class VAttention {
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = known.has(i) ? 0.0F : log_pi;
     });
-    return {
-        .tokens = {scratch.tokens, count}, .members = {}, .inclusion = {.log_pi = scratch.log_pi}};
+    return {.tokens = {scratch.tokens, count},
+            .members = {},
+            .inclusion = {.log_pi = scratch.log_pi},
+            .index_bytes = found.index_bytes};
   }
 
  private:
