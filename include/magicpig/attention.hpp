@@ -85,7 +85,7 @@ struct DecodeScratch {
 
 /// The algorithm, for one KV head of one request and one part of its exact tokens: sink, local and
 /// not yet indexed tokens are exact, the others are drawn, with the first part; all of them meet in
-/// one softmax.
+/// one softmax. Tokens that were erased from the index are in neither.
 template <class Ops, class Plan, class RequestType>
 void decode_head(const Plan& plan, const RequestType& request, int kv_head, int part,
                  DecodeScratch<Plan>& scratch, const AttendTotals& totals) noexcept {
@@ -100,6 +100,7 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
                               .kv_head = kv_head,
                               .queries = queries,
                               .scale = plan.logit_scale(),
+                              .gone = erased_tokens(request),
                               .report = !request.reports.empty() || plan.promise.asked()},
                              scratch.attend, totals);
   attend.add_exact(exact.before(part));
@@ -111,7 +112,8 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
         .kv_head = kv_head,
         .queries = queries,
         .scale = plan.logit_scale(),
-        .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer}};
+        .noise = {.seed = request.seed, .step = request.step, .layer = plan.layer},
+        .gone = erased_tokens(request)};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
         keep_promise<Ops>(plan, input, scratch, attend, totals,
@@ -121,7 +123,7 @@ void decode_head(const Plan& plan, const RequestType& request, int kv_head, int 
       const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
       attend.add_candidates(candidates, plan.estimator);
     }
-    *totals.indexed = exact.sampled.size();
+    *totals.indexed = input.present();
   }
   attend.finish();
 }

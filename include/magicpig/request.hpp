@@ -12,6 +12,7 @@
 
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/state.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/estimate/estimator.hpp"
@@ -55,7 +56,7 @@ struct Request {
   using Index = IndexType;
 
   const Source* key_values = nullptr;
-  const IndexType* index = nullptr;    ///< null: every token is exact
+  const IndexType* index = nullptr;    ///< null: every token is exact, and none erased
   std::span<const float> query;        ///< [query_heads, head_dim], unscaled
   std::span<AttentionState> states;    ///< [query_heads], each with out [value_dim]; written
   std::span<HeadReport> reports = {};  ///< [query_heads], or empty for none; written
@@ -71,11 +72,18 @@ template <class Plan, class RequestType>
   return range.empty() ? TokenRange{} : range;
 }
 
-/// Tokens that are drawn from; all others are exact.
+/// Tokens that were erased from the index: neither drawn nor attended to, whatever the sampler.
+template <class RequestType>
+[[nodiscard]] TokenMask erased_tokens(const RequestType& request) {
+  return request.index == nullptr ? TokenMask{} : erased_of(*request.index);
+}
+
+/// Tokens that are drawn from, but for those that were erased; all others are exact.
 template <class Plan, class RequestType>
 [[nodiscard]] TokenRange sampled_range(const Plan& plan, const RequestType& request) {
   const TokenRange range = indexed_range<Plan>(request);
-  return range.size() < plan.exact_below ? TokenRange{} : range;
+  const TokenId present = erased_tokens(request).present(range);
+  return present == 0 || present < plan.exact_below ? TokenRange{} : range;
 }
 
 /// Exact tokens that one task attends to at most; longer stretches are cut into parts of this many

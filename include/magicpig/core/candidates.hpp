@@ -8,6 +8,7 @@
 #include <span>
 
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/version.hpp"
@@ -117,6 +118,10 @@ struct DrawInput {
   float scale = 1.0F;  ///< logit = scale * q.k
   NoiseKey noise;
   int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
+  TokenMask gone = {};  ///< indexed tokens that are not there: neither drawn nor counted as others
+
+  /// How many tokens there are to draw from.
+  [[nodiscard]] TokenId present() const { return gone.present(index.indexed()); }
 
   /// The random numbers of this draw.
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {

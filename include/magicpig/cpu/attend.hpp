@@ -12,6 +12,7 @@
 
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/state.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/core/views.hpp"
@@ -83,6 +84,7 @@ class Attend {
     int kv_head = 0;
     QueryGroup queries;
     float scale = 1.0F;
+    TokenMask gone = {};  ///< tokens that are not attended to, exact or drawn
     bool report = false;  ///< whether to gather what HeadReport needs
   };
 
@@ -95,10 +97,14 @@ class Attend {
     for (std::int64_t i = 0; i < outputs; ++i) s_.recent[i] = 0.0F;
   }
 
-  /// Every token of `range`, weight exp(logit).
+  /// Every token of `range` that is there, weight exp(logit).
   void add_exact(TokenRange range) {
     TokenId first = range.begin;
     const auto fill = [&](Tile& tile) {
+      if (in_.gone.any()) {
+        first = fill_present(tile, {.begin = first, .end = range.end});
+        return;
+      }
       const TokenRange part{.begin = first,
                             .end = range.end - first < kTile ? range.end : first + kTile};
       fill_shared(tile, part.size(), [&](int i) { return part.begin + i; });
@@ -108,10 +114,12 @@ class Attend {
       for (int i = 0; i < tile.reads; ++i) s_.weights[i] *= in_.scale;
       weigh(tile);
     });
-    for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += range.size();
+    const TokenId present = in_.gone.present(range);
+    for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += present;
   }
 
-  /// Drawn tokens, weight exp(logit) times the estimator's factor.
+  /// Drawn tokens that are there, weight exp(logit) times the estimator's factor: whatever a
+  /// sampler returns, none that is gone is read.
   template <class Inclusion, class Estimator>
   requires InclusionOver<Inclusion, Ops> && EstimatorOver<Estimator, Ops>
   void add_candidates(const Candidates<Inclusion>& candidates, const Estimator& estimator) {
@@ -120,7 +128,7 @@ class Attend {
       first = fill_candidates(tile, candidates, first);
       prefetch_inclusion(candidates.inclusion, tile.tokens, tile.rows);
     };
-    *totals_.read += static_cast<std::int64_t>(candidates.tokens.size());
+    *totals_.read += present(candidates.tokens);
     for_each_tile(fill, [&](const Tile& tile) {
       candidates.inclusion.template log_probability<Ops>(
           {.tokens = tile.tokens,
@@ -205,19 +213,59 @@ class Attend {
     point_at_rows(tile);
   }
 
+  // Tokens of a range that are there, as many as a tile takes; returns the first of the next one.
+  TokenId fill_present(Tile& tile, TokenRange range) const {
+    TokenId present[kTile];
+    int count = 0;
+    for (; range.begin < range.end && count < kTile; ++range.begin) {
+      present[count] = range.begin;
+      count += in_.gone.has(range.begin) ? 0 : 1;
+    }
+    fill_shared(tile, count, [&](int i) { return present[i]; });
+    return range.begin;
+  }
+
+  // The same of candidates, from `first` on, that all heads read.
+  int fill_present(Tile& tile, std::span<const TokenId> tokens, int first) const {
+    TokenId present[kTile];
+    int count = 0;
+    for (; first < static_cast<int>(tokens.size()) && count < kTile; ++first) {
+      present[count] = tokens[static_cast<std::size_t>(first)];
+      tile.positions[count] = first;
+      count += in_.gone.has(present[count]) ? 0 : 1;
+    }
+    fill_shared(tile, count, [&](int i) { return present[i]; });
+    return first;
+  }
+
+  [[nodiscard]] std::int64_t present(std::span<const TokenId> tokens) const {
+    auto count = static_cast<std::int64_t>(tokens.size());
+    if (!in_.gone.any()) return count;
+    for (const TokenId token : tokens) count -= in_.gone.has(token) ? 1 : 0;
+    return count;
+  }
+
   // Candidates from `first` on; returns the first one of the next tile.
   template <class Inclusion>
   int fill_candidates(Tile& tile, const Candidates<Inclusion>& candidates, int first) const {
     const TokenId* tokens = candidates.tokens.data() + first;
     const int left = static_cast<int>(candidates.tokens.size()) - first;
     if (candidates.members.empty()) {
+      if (in_.gone.any()) return fill_present(tile, candidates.tokens, first);
       const int count = left < kTile ? left : kTile;
       fill_shared(tile, count, [&](int i) { return tokens[i]; });
       for (int i = 0; i < count; ++i) tile.positions[i] = first + i;
       return first + count;
     }
     const std::uint32_t* members = candidates.members.data() + first;
+    std::uint32_t present_members[kAttendOwnTile];
     int count = left < kAttendOwnTile ? left : kAttendOwnTile;
+    if (in_.gone.any()) {
+      for (int i = 0; i < count; ++i) {
+        present_members[i] = in_.gone.has(tokens[i]) ? 0U : members[i];
+      }
+      members = present_members;
+    }
     int reads = 0;
     for (int i = 0; i < count; ++i) reads += std::popcount(members[i]);
     while (reads > kAttendRows) reads -= std::popcount(members[--count]);

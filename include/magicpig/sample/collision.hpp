@@ -161,6 +161,7 @@ class Collisions {
       for (int g = 0; g < queries.count; ++g) {
         collide(walk, tokens, scratch.seen, scratch.drawn + std::int64_t{g} * kWords);
       }
+      if (input.gone.any()) leave_out(input.gone, index.segment_begin(s), tokens, queries, scratch);
       count += emit(tokens, index.segment_begin(s), queries.count, scratch, count);
     }
     return {.tokens = {scratch.tokens, count},
@@ -241,6 +242,15 @@ class Collisions {
         bit &= before;
       }
       drawn[word] |= bit;
+    }
+  }
+
+  // Takes the tokens that are gone out of the drawn ones of a segment from token `first` on.
+  static void leave_out(const TokenMask& gone, TokenId first, int segment_tokens,
+                        const QueryGroup& queries, Scratch& scratch) {
+    for (int word = 0; word * 64 < segment_tokens; ++word) {
+      const std::uint64_t there = ~gone.bits(first + word * 64);
+      for (int g = 0; g < queries.count; ++g) scratch.drawn[g * kWords + word] &= there;
     }
   }
 

@@ -94,7 +94,7 @@ class Defensive {
       e += in_extra ? 1U : 0U;
     }
     using Inner = typename std::remove_cvref_t<decltype(found)>::Inclusion;
-    const auto rho = static_cast<float>(uniform_.probability(input.index.indexed().size()));
+    const auto rho = static_cast<float>(uniform_.probability(input.present()));
     return Candidates<UnionInclusion<Inner>>{.tokens = {scratch.tokens, count},
                                              .members = {scratch.members, count},
                                              .inclusion = {.inner = found.inclusion, .rho = rho}};

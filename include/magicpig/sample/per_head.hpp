@@ -122,8 +122,12 @@ class PerHead {
       return All::carve(arena, limits).with(drawn.tokens, drawn.inclusion.log_pi);
     }
     const All all = All::carve(arena, limits);
-    for (TokenId i = 0; i < limits.tokens; ++i) all.tokens[i] = input.index.indexed().begin + i;
-    return all.with({all.tokens, static_cast<std::size_t>(limits.tokens)}, 0.0F);
+    std::size_t count = 0;
+    for (TokenId i = 0; i < limits.tokens; ++i) {
+      all.tokens[count] = input.index.indexed().begin + i;
+      count += input.gone.has(all.tokens[count]) ? 0U : 1U;
+    }
+    return all.with({all.tokens, count}, 0.0F);
   }
 
  private:
@@ -173,7 +177,8 @@ class PerHead {
             .kv_head = 0,
             .queries = input.queries,
             .scale = input.scale,
-            .noise = noise};
+            .noise = noise,
+            .gone = input.gone};
   }
 
   [[nodiscard]] const Head& at(int kv_head) const {
