@@ -56,7 +56,7 @@ struct Request {
   using Index = IndexType;
 
   const Source* key_values = nullptr;
-  const IndexType* index = nullptr;    ///< null: every token is exact, and none erased
+  const IndexType* index = nullptr;    ///< null: every token is exact, and none was erased
   std::span<const float> query;        ///< [query_heads, head_dim], unscaled
   std::span<AttentionState> states;    ///< [query_heads], each with out [value_dim]; written
   std::span<HeadReport> reports = {};  ///< [query_heads], or empty for none; written

@@ -129,6 +129,39 @@ TEST_CASE("HorvitzThompsonSums.over_what_was_not_erased_are_unbiased") {
   CHECK(largest_z(problem, uniform, *index, seeds, true) > 1.5 * kZ);
 }
 
+// Rows in the mean over draws.
+template <class Sampler, class Index>
+double mean_rows(const Problem<float>& problem, const Sampler& sampler, const Index& index) {
+  double rows = 0.0;
+  for (std::uint64_t s = 0; s < 100; ++s) {
+    rows += static_cast<double>(
+        draw_tokens(sampler, problem, index, {.seed = first_seed() + s}).tokens.size());
+  }
+  return rows / 100;
+}
+
+TEST_CASE("HorvitzThompsonSums.spend_no_rows_on_what_was_erased") {
+  const Problem<float> problem({.shape = kShape, .tokens = kRange.end});
+  const auto quantiser = HadamardQuantiser::create(16, 2, 4);
+  auto index = Signatures<HadamardQuantiser>::create(*quantiser, {});
+  REQUIRE(index.ok());
+  SerialExecutor serial;
+  REQUIRE(index->build(make_backend<ScalarOps>(serial), problem.source(), kRange).ok());
+  REQUIRE(index->erase(erased()).ok());
+  const TokenId left = kRange.size() - static_cast<TokenId>(erased().size());
+  for (const TokenId rows : {10, 25, 100, left}) {
+    CAPTURE(rows);
+    const Budget budget{.tokens = rows};
+    const auto near = [&](double mean) { return std::abs(mean - rows) < 0.08 * rows; };
+    CHECK(near(mean_rows(problem, *Systematic::create(*quantiser, {.budget = budget}), *index)));
+    CHECK(near(mean_rows(problem, *TopScores::create(*quantiser, {.budget = budget}), *index)));
+    CHECK(mean_rows(problem, *Uniform::create(budget), *index) == rows);
+    CHECK(mean_rows(problem, *TopK<>::create(budget), *index) == rows);
+  }
+  // And a fraction is one of what is left.
+  CHECK(mean_rows(problem, *Uniform::create({.fraction = 0.5}), *index) == std::ceil(0.5 * left));
+}
+
 TEST_CASE("HorvitzThompsonSums.over_what_was_not_erased_are_unbiased_by_collisions") {
   const Problem<float> problem({.shape = kShape, .tokens = kRange.end});
   SerialExecutor serial;

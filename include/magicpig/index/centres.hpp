@@ -137,18 +137,24 @@ class PresentTokens {
   Buffer<TokenId> tokens_;
 };
 
-/// How far `centres` [kv_heads, dim] are from the means of the keys of `tokens`, at least one:
-/// |mean - c| over the root mean square of |k - c|, the largest of all KV heads, in [0, 1]. Of more
-/// than kMeanRows tokens it reads those that mean_of_rows() reads. `sums` [kv_heads, 2, dim] is
-/// scratch. Not a number where a key is not.
+/// How far `centres` [kv_heads, dim] are from the means of the keys of `tokens`: |mean - c| over
+/// the root mean square of |k - c|, the largest of all KV heads, in [0, 1]; 0 without tokens. Of
+/// more than kMeanRows tokens it reads those that mean_of_rows() reads. Errors: a key that is not
+/// finite, memory.
 template <class Backend, KeyValueSource Source>
-[[nodiscard]] double drift_of_keys(const Backend& backend, const Source& source,
-                                   const PresentTokens& tokens, const float* centres,
-                                   double* sums) noexcept {
+[[nodiscard]] Result<double> drift_of_keys(const Backend& backend, const Source& source,
+                                           const PresentTokens& tokens,
+                                           const float* centres) noexcept {
   const int dim = source.head_dim();
+  const int heads = source.kv_heads();
+  if (tokens.count() == 0) return 0.0;
+  Buffer<double> sums;  // [kv_heads, 2, dim]
+  if (!sums.resize(2 * static_cast<std::size_t>(heads) * static_cast<std::size_t>(dim))) {
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to measure %d KV heads", heads);
+  }
   const std::int64_t stride = std::int64_t{8} * ((tokens.count() - 1) / kMeanRows + 1);
-  backend.executor.parallel_for(source.kv_heads(), [&](int h, int) {
-    double* sum = sums + std::int64_t{2} * h * dim;
+  backend.executor.parallel_for(heads, [&](int h, int) {
+    double* sum = sums.data() + std::int64_t{2} * h * dim;
     double* square = sum + dim;
     const float* centre = centres + std::int64_t{h} * dim;
     for (int j = 0; j < 2 * dim; ++j) sum[j] = 0.0;
@@ -172,10 +178,12 @@ template <class Backend, KeyValueSource Source>
     sum[0] = of_all > 0.0 ? ::sqrt(of_mean / of_all) : of_all;  // NaN stays
   });
   double largest = 0.0;
-  for (int h = 0; h < source.kv_heads(); ++h) {
-    const double own = sums[std::int64_t{2} * h * dim];
-    if (!(own <= largest)) largest = own;
-    if (!(own == own)) break;
+  for (int h = 0; h < heads; ++h) {
+    const double own = sums.data()[std::int64_t{2} * h * dim];
+    if (!std::isfinite(own)) {
+      return Status::error(ErrorCode::kNonFinite, "a key of KV head %d is not finite", h);
+    }
+    largest = own > largest ? own : largest;
   }
   return largest;
 }

@@ -216,16 +216,10 @@ class Signatures {
     if (status.ok()) status = check_workers(backend);
     if (!status.ok()) return status;
     PresentTokens tokens;
-    Buffer<double> sums;
-    if (!tokens.list(range_, erased()) || !sums.resize(2 * centres_.size())) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory to measure %d tokens",
-                           range_.size());
+    if (tokens.list(range_, erased())) {
+      return drift_of_keys(backend, source, tokens, centres_.data());
     }
-    if (tokens.count() == 0) return 0.0;
-    const double drift = drift_of_keys(backend, source, tokens, centres_.data(), sums.data());
-    if (drift <= 1.0 + 1e-6) return drift;
-    return Status::error(ErrorCode::kNonFinite, "a key of tokens [%d, %d) is not finite",
-                         range_.begin, range_.end);
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to list %d tokens", range_.size());
   }
 
   /// Makes the centres anew, of the tokens that are there, and encodes all of them with these: the
