@@ -233,7 +233,9 @@ class SignatureSampler {
       const std::int64_t n = std::int64_t{pilots_} * kSignatureBlock;
       for (int i = 0; i < pilots_; ++i) {
         const Strip next{.first = i + 2 < pilots_ ? pilot_block(i + 2) : 0, .count = 1};
-        score({pilot_block(i), 1}, next, {scratch_.scores + std::int64_t{i} * kSignatureBlock, n});
+        const ScoreRows rows{scratch_.scores + std::int64_t{i} * kSignatureBlock, n};
+        score({pilot_block(i), 1}, next, rows);
+        leave_out({pilot_block(i), 1}, rows, input_.queries.count);
       }
       const auto tokens = static_cast<int>(n);
       for (int g = 0; g < input_.queries.count; ++g) {
@@ -329,6 +331,7 @@ class SignatureSampler {
       const Strip next = at_pilot ? strip_at(end + 1, pilot + 1) : strip_at(end, pilot);
       score(strip, next, {scratch_.scores, kStride});
       combine({scratch_.scores, kStride}, strip.count * kSignatureBlock, scratch_.strip);
+      leave_out(strip, {scratch_.strip, kStride}, 1);
       emit(scratch_.strip, strip);
       return end;
     }
@@ -347,16 +350,16 @@ class SignatureSampler {
             rows.data + g * rows.stride + std::int64_t{strip.count} * kSignatureBlock;
         for (TokenId i = 1; i <= missing; ++i) end[-i] = kNoScore;
       }
-      if (input_.gone.any()) leave_out(strip, rows);
     }
 
-    // No score for tokens that are gone: they are as those behind the last token.
-    void leave_out(const Strip& strip, const ScoreRows& rows) const {
+    // No score in any of the rows for tokens that are gone: they are as those behind the last one.
+    void leave_out(const Strip& strip, const ScoreRows& rows, int count) const {
+      if (!input_.gone.any()) return;
       const TokenId first = input_.index.indexed().begin + strip.first * kSignatureBlock;
       for (int i = 0; i < strip.count * kSignatureBlock; i += 64) {
         for (std::uint64_t bits = input_.gone.bits(first + i); bits != 0; bits &= bits - 1) {
           std::int16_t* score = rows.data + i + std::countr_zero(bits);
-          for (int g = 0; g < input_.queries.count; ++g) score[g * rows.stride] = kNoScore;
+          for (int r = 0; r < count; ++r) score[r * rows.stride] = kNoScore;
         }
       }
     }
