@@ -158,8 +158,42 @@ TEST_CASE("HorvitzThompsonSums.spend_no_rows_on_what_was_erased") {
     CHECK(mean_rows(problem, *Uniform::create(budget), *index) == rows);
     CHECK(mean_rows(problem, *TopK<>::create(budget), *index) == rows);
   }
+  const auto tail = *UniformTail<TopK<>>::create(*TopK<>::create({.tokens = 5}), {.tokens = 25});
+  CHECK(mean_rows(problem, tail, *index) == 30);
+  const auto bounded =
+      *VAttention<>::create({.heavy = {.tokens = 5}, .base = {.tokens = 10}, .epsilon = 1e9});
+  CHECK(mean_rows(problem, bounded, *index) == 16);
   // And a fraction is one of what is left.
   CHECK(mean_rows(problem, *Uniform::create({.fraction = 0.5}), *index) == std::ceil(0.5 * left));
+}
+
+// Beyond the pilot's 8,192 tokens, too: what is erased has no share in the eight tracks either,
+// each of which takes a whole number of tokens but for the last.
+TEST_CASE("HorvitzThompsonSums.vary_as_little_in_rows_by_systematic_draws_when_half_is_erased") {
+  constexpr TokenId kMany = 30000;
+  const Problem<float> problem({.shape = kShape, .tokens = kMany});
+  const auto quantiser = HadamardQuantiser::create(16, 2, 4);
+  auto index = Signatures<HadamardQuantiser>::create(*quantiser, {});
+  REQUIRE(index.ok());
+  SerialExecutor serial;
+  REQUIRE(index->build(make_backend<ScalarOps>(serial), problem.source(), {0, kMany}).ok());
+  std::vector<TokenId> half;
+  for (TokenId t = 0; t < kMany; ++t) {
+    if (t / 8 % 2 == 0) half.push_back(t);
+  }
+  REQUIRE(index->erase(half).ok());
+  const auto sampler = *Systematic::create(*quantiser, {.budget = {.tokens = 600}});
+  std::size_t least = kMany;
+  std::size_t most = 0;
+  for (std::uint64_t s = 0; s < 20; ++s) {
+    const std::size_t rows =
+        draw_tokens(sampler, problem, *index, {.seed = first_seed() + s}).tokens.size();
+    least = std::min(least, rows);
+    most = std::max(most, rows);
+  }
+  CHECK(most - least <= 8);
+  CHECK(least > 500);
+  CHECK(most < 700);
 }
 
 TEST_CASE("HorvitzThompsonSums.over_what_was_not_erased_are_unbiased_by_collisions") {
@@ -177,7 +211,7 @@ TEST_CASE("HorvitzThompsonSums.over_what_was_not_erased_are_unbiased_by_collisio
     const CollisionConfig rule{.min_collisions = 2};
     const auto sampler = std::move(*Collisions::create(*family, rule));
     const auto both = std::move(*Defensive<Collisions>::create(
-        std::move(*Collisions::create(*family, rule)), {.fraction = 0.1}));
+        std::move(*Collisions::create(*family, rule)), {.tokens = 20}));
     const Drawn a = draw_tokens(sampler, problem, *index, {.seed = seed});
     const Drawn b = draw_tokens(both, problem, *index, {.seed = seed});
     for (int h = 0; h < 2; ++h) {
