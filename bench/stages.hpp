@@ -40,8 +40,7 @@ struct AttendMemory {
     return {{.key_values = workload.view(),
              .kv_head = kv_head,
              .queries = workload.queries(kv_head),
-             .logits = {.scale = workload.scale()},
-             .mask = {.visible = {.begin = 0, .end = workload.view().tokens()}}},
+             .logits = {.scale = workload.scale()}},
             scratch,
             totals};
   }

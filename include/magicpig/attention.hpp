@@ -97,7 +97,7 @@ template <class Plan, class RequestType>
                                        const DecodeTask& at) {
   const LogitTerms& terms = plan.logits;
   const std::int64_t head = std::int64_t{at.kv_head} * plan.shape.group();
-  const TokenId own = request.mask(at.row).visible.end - 1;  // the row's token
+  const TokenId own = request.visible(at.row).end - 1;  // the row's token
   const bool numbered = request.positions.empty() || own < 0;
   return {.scale = plan.logit_scale(),
           .soft_cap = terms.soft_cap,
@@ -109,7 +109,7 @@ template <class Plan, class RequestType>
 
 /// The algorithm, for one KV head of one query row and one part of its exact tokens: sink, local
 /// and not yet indexed tokens are exact, the others are drawn, with the first part; all of them
-/// meet in one softmax.
+/// meet in one softmax. Tokens that are gone for the query are in neither.
 template <class Ops, class Plan, class RequestType>
 void decode_head(const Plan& plan, const RequestType& request, const DecodeTask& at,
                  DecodeScratch<Plan>& scratch, const AttendTotals& totals) noexcept {
@@ -119,13 +119,13 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
                            .count = plan.shape.group(),
                            .dim = plan.shape.head_dim};
   const ExactParts exact = exact_parts(plan, request, at.row);
-  const TokenMask mask = request.mask(at.row);
+  const TokenMask gone = request.gone(at.row);
 
   Attend<Ops, Source> attend({.key_values = *request.key_values,
                               .kv_head = at.kv_head,
                               .queries = queries,
                               .logits = group_logits(plan, request, at),
-                              .mask = mask,
+                              .gone = gone,
                               .report = !request.reports.empty() || plan.promise.asked()},
                              scratch.attend, totals);
   if (at.part == 0) attend.add_sinks();
@@ -141,7 +141,8 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
         .noise = {.seed = request.seed,
                   .step = request.step + static_cast<std::uint32_t>(at.row),
                   .layer = plan.layer},
-        .report = !request.reports.empty()};
+        .report = !request.reports.empty(),
+        .gone = gone};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
         keep_promise<Ops>(plan, input, scratch, attend, totals, exact.sampled,
@@ -151,7 +152,7 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
       const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
       attend.add_candidates(candidates, plan.estimator);
     }
-    *totals.indexed = mask.count(exact.sampled);
+    *totals.indexed = gone.present(exact.sampled);
   }
   attend.finish();
 }

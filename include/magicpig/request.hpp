@@ -64,10 +64,10 @@ struct Request {
   using Index = IndexType;
 
   const Source* key_values = nullptr;
-  const IndexType* index = nullptr;  ///< null: every token is exact
-  std::span<const float> query;      ///< [query_rows, query_heads, head_dim], unscaled
-  std::span<AttentionState>
-      states;  ///< [query_rows, query_heads], each with out [value_dim]; written
+  /// Null: every token is exact, and none was erased.
+  const IndexType* index = nullptr;
+  std::span<const float> query;        ///< [query_rows, query_heads, head_dim], unscaled
+  std::span<AttentionState> states;    ///< [query_rows, query_heads], out [value_dim]; written
   std::span<HeadReport> reports = {};  ///< [query_rows, query_heads], or empty for none; written
   std::uint64_t seed = 0;              ///< of the request; with `step` names its random draws
   std::uint32_t step = 0;              ///< a new number for every token generated
@@ -80,12 +80,21 @@ struct Request {
   /// row has the position of its own token.
   std::span<const std::int32_t> positions = {};
 
-  /// What row `row` sees.
-  [[nodiscard]] TokenMask mask(int row) const {
+  /// The tokens up to that of row `row` that lie in its window.
+  [[nodiscard]] TokenRange visible(int row) const {
     const TokenId end = key_values->tokens() - query_rows + row + 1;
-    const TokenId first = first_visible < end ? first_visible : end;
-    return {.visible = {.begin = first, .end = end},
-            .hidden = hidden.empty() ? nullptr : hidden.data()};
+    return {.begin = first_visible < end ? first_visible : end, .end = end};
+  }
+  /// What is gone for row `row`: hidden, outside its window, erased from the index.
+  [[nodiscard]] TokenMask gone(int row) const {
+    TokenMask mask = index != nullptr ? erased_of(*index) : TokenMask{};
+    if (!hidden.empty()) {
+      mask.hidden = {.words = hidden.data(),
+                     .count = static_cast<TokenId>(mask_words(key_values->tokens()))};
+    }
+    mask.seen.begin = visible(row).begin;
+    if (row + 1 < query_rows) mask.seen.end = visible(row).end;
+    return mask;
   }
 };
 
@@ -97,11 +106,14 @@ template <class Plan, class RequestType>
   return range.empty() ? TokenRange{} : range;
 }
 
-/// Tokens that are drawn from for a query row; all others that it sees are exact.
+/// Tokens that are drawn from for a query row, but for those that are gone; all others that it sees
+/// are exact.
 template <class Plan, class RequestType>
 [[nodiscard]] TokenRange sampled_range(const Plan& plan, const RequestType& request, int row) {
-  const TokenRange range = request.mask(row).clip(indexed_range<Plan>(request));
-  return range.empty() || range.size() < plan.exact_below ? TokenRange{} : range;
+  const TokenMask gone = request.gone(row);
+  const TokenRange range = gone.clip(indexed_range<Plan>(request));
+  const TokenId present = gone.present(range);
+  return present == 0 || present < plan.exact_below ? TokenRange{} : range;
 }
 
 /// Exact tokens that one task attends to at most; longer stretches are cut into parts of this many
@@ -149,7 +161,7 @@ struct ExactParts {
 template <class Plan, class RequestType>
 [[nodiscard]] ExactParts exact_parts(const Plan& plan, const RequestType& request, int row) {
   const TokenRange sampled = sampled_range(plan, request, row);
-  const TokenRange visible = request.mask(row).visible;
+  const TokenRange visible = request.visible(row);
   return {.sampled = sampled,
           .tokens = visible.end,
           .whole = plan.promise.asked() && !sampled.empty(),

@@ -25,13 +25,16 @@
 namespace {
 
 std::atomic<std::int64_t> allocations{0};
+std::atomic<std::int64_t> outstanding{0};  // of operator new
 thread_local std::int64_t successes_left = -1;
 
 void* allocate(std::size_t size, std::size_t alignment) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   // aligned_alloc wants a multiple of the alignment.
   const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-  return std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment);
+  void* memory = std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment);
+  outstanding.fetch_add(memory != nullptr ? 1 : 0, std::memory_order_relaxed);
+  return memory;
 }
 
 void* allocate_or_abort(std::size_t size, std::size_t alignment) {
@@ -47,7 +50,10 @@ void* allocate_unless_failing(std::size_t size, std::size_t alignment) {
 }
 
 // Not inlined: g++ would take the inlined pair of operator new and free for a mismatch.
-[[gnu::noinline]] void release(void* memory) { std::free(memory); }
+[[gnu::noinline]] void release(void* memory) {
+  outstanding.fetch_sub(memory != nullptr ? 1 : 0, std::memory_order_relaxed);
+  std::free(memory);
+}
 
 constexpr std::size_t kDefault = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
 
@@ -122,6 +128,8 @@ void operator delete[](void* memory, std::align_val_t, const std::nothrow_t&) no
 namespace magicpig::test {
 
 std::int64_t allocation_count() { return allocations.load(std::memory_order_relaxed); }
+
+std::int64_t outstanding_allocations() { return outstanding.load(std::memory_order_relaxed); }
 
 void fail_allocations_after(std::int64_t successes) { successes_left = successes; }
 

@@ -412,32 +412,45 @@ TEST_CASE("a promise is about what is seen, and reads no more where it reads eve
     const OracleState expected = define(source, kSampled, terms, problem.query(h), h, kTokens);
     CHECK(relative_error(outputs.out(h), expected.out) < 1e-5);
     CHECK(outputs.report(h).promise == PromiseOutcome::kDense);
-    CHECK(outputs.report(h).indexed == request.mask(0).count(kMiddle));
+    CHECK(outputs.report(h).indexed == request.gone(0).present(kMiddle));
   }
 }
 
-TEST_CASE("TokenMask.counts_what_it_sees") {
-  const auto hidden = hide_some(1000, 0.4, 77);
-  for (const TokenRange visible :
-       {TokenRange{.begin = 0, .end = 1000}, TokenRange{.begin = 63, .end = 129},
+TEST_CASE("TokenMask.joins_what_is_erased_hidden_and_outside") {
+  constexpr TokenId kCount = 1000;
+  const auto hidden = hide_some(kCount, 0.4, 77);
+  const auto erased = hide_some(600, 0.3, 78);
+  const auto in = [](const std::vector<std::uint64_t>& words, TokenId t) {
+    const auto word = static_cast<std::size_t>(t / 64);
+    return word < words.size() && (words[word] >> (t % 64) & 1U) != 0;
+  };
+  for (const TokenRange seen :
+       {TokenRange{.begin = 0, .end = TokenMask::kEnd}, TokenRange{.begin = 63, .end = 129},
         TokenRange{.begin = 64, .end = 64}, TokenRange{.begin = 7, .end = 960}}) {
-    const TokenMask mask{.visible = visible, .hidden = hidden.data()};
-    const TokenMask open{.visible = visible};
+    const TokenMask mask{
+        .erased = {.words = erased.data(), .count = static_cast<TokenId>(erased.size())},
+        .hidden = {.words = hidden.data(), .count = static_cast<TokenId>(hidden.size())},
+        .seen = seen};
+    const auto gone = [&](TokenId t) {
+      return !seen.contains(t) || in(erased, t) || in(hidden, t);
+    };
+    for (TokenId t = 0; t < kCount; ++t) CHECK(mask.has(t) == gone(t));
+    for (const TokenId first : {0, 1, 63, 64, 65, 577, 900, 990}) {
+      const std::uint64_t bits = mask.bits(first);
+      for (TokenId i = 0; i < 64; ++i) CHECK(((bits >> i & 1U) != 0) == gone(first + i));
+    }
     for (const TokenRange range :
          {TokenRange{.begin = 0, .end = 1000}, TokenRange{.begin = 1, .end = 64},
           TokenRange{.begin = 128, .end = 129}, TokenRange{.begin = 500, .end = 500},
           TokenRange{.begin = 959, .end = 1000}}) {
-      TokenId seen = 0;
-      TokenId inside = 0;
-      for (TokenId t = range.begin; t < range.end; ++t) {
-        seen += mask.sees(t) ? 1 : 0;
-        inside += open.sees(t) ? 1 : 0;
-      }
-      CHECK(mask.count(range) == seen);
-      CHECK(open.count(range) == inside);
-      CHECK(open.sees_all(range) == (range.begin >= visible.begin && range.end <= visible.end));
+      TokenId count = 0;
+      for (TokenId t = range.begin; t < range.end; ++t) count += gone(t) ? 1 : 0;
+      CHECK(mask.count(range) == count);
+      CHECK(mask.present(range) == range.size() - count);
     }
   }
+  CHECK_FALSE(TokenMask{}.any());
+  CHECK(TokenMask{.seen = {.begin = 1, .end = TokenMask::kEnd}}.any());
 }
 
 TEST_CASE("logit terms, rows and masks that do not fit are refused and nothing is written") {

@@ -189,7 +189,8 @@ template <class Ops = ScalarOps, class Sampler, class T, class IndexType>
                   .dim = shape.head_dim},
       .scale = static_cast<float>(1.0 / std::sqrt(shape.head_dim)),
       .noise = noise,
-      .doublings = doublings};
+      .doublings = doublings,
+      .gone = erased_of(index)};
   const DrawLimits limits{
       .group = shape.group(), .tokens = index.indexed().size(), .value_dim = shape.value_dim};
   Arena counting;

@@ -160,6 +160,10 @@ struct DrawInput {
   NoiseKey noise;
   int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
   bool report = false;  ///< whether Candidates::groups and index_bytes are wanted
+  TokenMask gone = {};  ///< tokens that are not to be drawn, nor counted as others
+
+  /// How many tokens there are to draw from.
+  [[nodiscard]] TokenId present() const { return gone.present(index.indexed()); }
 
   /// The random numbers of this draw.
   [[nodiscard]] RandomStream noise_for(Purpose purpose) const {

@@ -94,7 +94,7 @@ class Attend {
     int kv_head = 0;
     QueryGroup queries;
     GroupLogits logits;
-    TokenMask mask;       ///< tokens that are attended to, of those that are given
+    TokenMask gone = {};  ///< tokens that are not attended to, exact or drawn
     bool report = false;  ///< whether to gather what HeadReport needs
   };
 
@@ -118,16 +118,16 @@ class Attend {
     }
   }
 
-  /// Every token of `range` that is seen, weight exp(logit).
+  /// Every token of `range` that is not gone, weight exp(logit).
   void add_exact(TokenRange range) {
-    const TokenRange seen = in_.mask.clip(range);
-    const bool all = in_.mask.sees_all(seen);
+    const TokenRange seen = in_.gone.clip(range);
+    const bool all = !in_.gone.any();
     TokenId next = seen.begin;
     const auto fill = [&](Tile& tile) {
       int count = 0;
       for (; next < seen.end && count < kTile; ++next) {
         tile.tokens[count] = next;
-        count += all || in_.mask.sees(next) ? 1 : 0;
+        count += all || !in_.gone.has(next) ? 1 : 0;
       }
       share(tile, count);
     };
@@ -135,12 +135,13 @@ class Attend {
       make_logits(tile);
       weigh(tile);
     });
-    const TokenId count = in_.mask.count(seen);
+    const TokenId count = in_.gone.present(seen);
     for (int g = 0; g < in_.queries.count; ++g) totals_.sums[g].exact += count;
     *totals_.bytes += count * row_size();
   }
 
-  /// Drawn tokens that are seen, weight exp(logit) times the estimator's factor.
+  /// Drawn tokens that are not gone, whatever the sampler returns, weight exp(logit) times the
+  /// estimator's factor.
   template <class Inclusion, class Estimator>
   requires InclusionOver<Inclusion, Ops> && EstimatorOver<Estimator, Ops>
   void add_candidates(const Candidates<Inclusion>& candidates, const Estimator& estimator) {
@@ -256,7 +257,7 @@ class Attend {
       for (; first < end && count < kTile; ++first) {
         tile.tokens[count] = tokens[first];
         tile.positions[count] = first;
-        count += in_.mask.sees(tokens[first]) ? 1 : 0;
+        count += !in_.gone.has(tokens[first]) ? 1 : 0;
       }
       share(tile, count);
       return first;
@@ -269,7 +270,7 @@ class Attend {
       const int more = std::popcount(members[first]);
       if (reads + more > kAttendRows) break;
       places[count] = first;
-      const bool seen = in_.mask.sees(tokens[first]);
+      const bool seen = !in_.gone.has(tokens[first]);
       count += seen ? 1 : 0;
       reads += seen ? more : 0;
     }

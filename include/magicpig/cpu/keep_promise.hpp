@@ -26,7 +26,7 @@ void keep_promise(const Plan& plan, Input input, Scratch& scratch, Attention& at
   for (;;) {
     const auto candidates = plan.sampler->template draw<Ops>(input, scratch.sampler);
     const auto rows = static_cast<std::int64_t>(candidates.tokens.size());
-    if (static_cast<double>(rows) >= promise.dense_above * range.size()) {
+    if (static_cast<double>(rows) >= promise.dense_above * input.present()) {
       looks.bytes += candidates.index_bytes;
       break;
     }

@@ -2,15 +2,19 @@
 // (K, L) bucket tables over the keys of one layer: the index MagicPIG is published with.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <span>
 #include <utility>
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/shared.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
@@ -18,6 +22,7 @@
 #include "magicpig/index/checks.hpp"
 #include "magicpig/index/key_hasher.hpp"
 #include "magicpig/index/segment.hpp"
+#include "magicpig/index/segment_table.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -28,7 +33,8 @@ struct BucketTablesConfig {
   /// Tokens per segment, in [64, kMaxSegmentTokens]. Smaller ones cost 2 L (B + 1) bytes each.
   int segment_tokens = kMaxSegmentTokens;
   /// append() takes tokens in multiples of this, at least 1; up to seal_tokens - 1 newest tokens
-  /// stay exact. Each append rewrites the last segment, so larger is cheaper.
+  /// stay exact. Each append rewrites the last segment, so larger is cheaper: per token and KV head
+  /// up to 2 L (segment_tokens / seal_tokens + 1) / 2 bytes on average, besides its hashes.
   int seal_tokens = 1024;
   /// Shown every array of ids, offsets and norms before it is filled; null for none.
   MemoryAdvice memory_advice = nullptr;
@@ -44,9 +50,12 @@ struct BucketTablesConfig {
 /// it was reached; segments start at indexed().begin and every segment_tokens from there.
 ///
 /// Memory per token and KV head: 2 L bytes of ids, 4 of norm, and 2 L (2^K + 1) / segment_tokens of
-/// offsets: 308.7 bytes at (10, 150) in full segments. While it is changed, the changed segments
-/// exist twice, plus 2 L bytes per token of one segment.
-/// Threads: any number may read (all const functions); changes need exclusive access.
+/// offsets: 308.7 bytes at (10, 150) in full segments; a bit per token once any was erased. While
+/// it is changed, the changed segments exist twice, plus 2 L bytes per token of one segment.
+/// Segments are shared by forks: a change copies those that it changes and that another fork has,
+/// and the norms of all tokens. Threads: any number may read (all const functions, fork() too);
+/// changes need exclusive access to this fork, whatever happens to others. Where sealing takes too
+/// long for a decode step, a host appends to a fork on another thread and then moves it here.
 /// Source: Chen et al. 2024, algorithm 1; segments and 16-bit ids are ours.
 template <HashFamily Family>
 class BucketTables {
@@ -70,7 +79,7 @@ class BucketTables {
     }
     BucketTables index(family, config);
     const auto heads = static_cast<std::size_t>(config.kv_heads);
-    index.norms_.reset(new (std::nothrow) Buffer<float>[heads]);
+    index.norms_.reset(new (std::nothrow) SharedArray<float>[heads]);
     if (index.norms_ == nullptr ||
         !index.centres_.resize(heads * static_cast<std::size_t>(family.dim()))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", config.kv_heads);
@@ -85,17 +94,16 @@ class BucketTables {
   /// beyond a short cache: it says where append() is to start.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
-    Result<BucketTables> fresh = create(*family_, config_);
-    if (!fresh.ok()) return fresh.status();
-    Status status = check_range(range);
-    if (status.ok()) {
-      status = check_source(source, kv_heads(), dim(), range.empty() ? 0 : range.end);
-    }
-    if (!status.ok()) return status;
-    fresh->range_ = {.begin = range.begin, .end = range.begin};
-    status = fresh->extend(backend, source, range.end);
-    if (status.ok()) *this = std::move(*fresh);
-    return status;
+    return build_aside(backend, source, range, nullptr);
+  }
+
+  /// The same with given centres, such as another index's centres(). Errors: also as
+  /// check_centres(). An empty range forgets them: the next append makes its own.
+  template <class Backend, KeyValueSource Source>
+  Status build(const Backend& backend, const Source& source, TokenRange range,
+               const Centres& centres) noexcept {
+    const Status status = check_centres(centres, centres_.size(), 0);
+    return status.ok() ? build_aside(backend, source, range, &centres) : status;
   }
 
   /// Takes over tokens [indexed().end, end) in multiples of seal_tokens; the rest stays exact until
@@ -108,37 +116,140 @@ class BucketTables {
     const Status status = check_source(source, kv_heads(), dim(), end);
     if (!status.ok()) return status;
     const TokenId waiting = end - range_.end;
-    return extend(backend, source, end - waiting % config_.seal_tokens);
+    return extend(backend, source, end - waiting % config_.seal_tokens, range_.empty());
   }
 
   /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing; one at or
-  /// below indexed().begin leaves an empty index, whose centre the next append makes anew. Cost: a
-  /// pass over the ids of one segment. Error: a negative `end`, and nothing is changed.
+  /// below indexed().begin leaves an empty index, whose centre the next append makes anew. Tokens
+  /// that were erased there may be appended again. Cost: a pass over the ids of one segment.
+  /// Errors: a negative `end`, memory where that segment is shared; nothing is changed then.
   Status truncate(TokenId end) noexcept {
     const Status status = check_truncation(end);
     if (!status.ok() || end >= range_.end) return status;
-    range_.end = end > range_.begin ? end : range_.begin;
-    const int kept = segments_for(range_.size());
-    for (int s = kept; s < segment_count_; ++s) {
-      for (int h = 0; h < config_.kv_heads; ++h) segments_[place(s, h)] = Segment();
+    const TokenRange rest{.begin = range_.begin, .end = end > range_.begin ? end : range_.begin};
+    const int kept = segments_for(rest.size());
+    const bool cut = kept > 0 && rest.size() % config_.segment_tokens != 0;
+    for (int h = 0; h < config_.kv_heads && cut; ++h) {
+      if (segments_.at(kept - 1, h).own(config_.memory_advice)) continue;
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to truncate to %d tokens", end);
     }
-    segment_count_ = kept;
+    range_ = rest;
+    erased_.truncate(range_.end);
+    segments_.resize(kept);
     for (int h = 0; h < config_.kv_heads; ++h) {
-      (void)norms_of(h).resize(static_cast<std::size_t>(range_.size()));
-      if (kept > 0) segments_[place(kept - 1, h)].truncate(tokens_in(kept - 1));
+      norms_of(h).shrink(static_cast<std::size_t>(range_.size()));
+      if (cut) segments_.at(kept - 1, h).truncate(tokens_in(kept - 1));
     }
     return Status();
+  }
+
+  /// An index of the same tokens that shares all segments. Either may then be read, changed and
+  /// destroyed on a thread of its own. Memory of its own: centres, bits of erased tokens, 64 bytes
+  /// per segment and KV head. Error: memory.
+  [[nodiscard]] Result<BucketTables> fork() const noexcept {
+    Result<BucketTables> other = create(*family_, config_);
+    if (!other.ok()) return other;
+    if (!other->segments_.share(segments_) || !other->erased_.assign(erased_)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to fork an index of %d tokens",
+                           range_.size());
+    }
+    for (int h = 0; h < config_.kv_heads; ++h) other->norms_of(h) = norms_of(h).share();
+    std::copy_n(centres_.data(), centres_.size(), other->centres_.data());
+    other->range_ = range_;
+    return other;
+  }
+
+  /// Forgets `tokens`, in any order: they are neither drawn nor attended to any more, and indexed()
+  /// stays as it is. Their rows are not read again. One that was erased before changes nothing.
+  /// Errors: a token outside indexed(), memory; nothing is changed then.
+  Status erase(std::span<const TokenId> tokens) noexcept {
+    const Status status = check_erasure(tokens, range_);
+    if (!status.ok() || tokens.empty() || erased_.add(tokens, range_.end)) return status;
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to erase %zu tokens", tokens.size());
+  }
+
+  /// Hashes tokens anew whose keys have changed in place, as after a shift of rotary positions: the
+  /// index is then what it were if they had been so when they were appended, with the centre that
+  /// it has. Erased tokens stay so. Cost: the hashes of these tokens, and sorting the segments that
+  /// they lie in anew, which exist twice meanwhile. Errors: as build(), a range outside indexed();
+  /// the index is then unchanged.
+  template <class Backend, KeyValueSource Source>
+  Status rehash(const Backend& backend, const Source& source, TokenRange range) noexcept {
+    Status status = check_rehash(range, range_);
+    if (status.ok()) status = check_source(source, kv_heads(), dim(), range.end);
+    if (status.ok()) status = check_rows(source, range);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    while (!range.empty() && erased().has(range.begin)) ++range.begin;
+    if (range.empty()) return Status();
+    return hash_again(backend, PresentRows<Source>(source, erased(), range.begin), range);
+  }
+
+  /// How far the keys have left the centre, see drift_of_keys(): 0 for none, up to 1. Cost: up to
+  /// 8,192 rows of each KV head. 0 for an index without tokens. Errors: as build().
+  template <class Backend, KeyValueSource Source>
+  [[nodiscard]] Result<double> drift(const Backend& backend, const Source& source) const noexcept {
+    Status status = check_source(source, kv_heads(), dim(), range_.empty() ? 0 : range_.end);
+    if (status.ok()) status = check_rows(source, range_);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    PresentTokens tokens;
+    if (tokens.list(range_, erased())) {
+      return drift_of_keys(backend, source, tokens, centres_.data());
+    }
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to list %d tokens", range_.size());
+  }
+
+  /// Makes the centre anew, of the tokens that are there, and hashes all of them with it: the index
+  /// is then the one that build() with this centre makes. For hosts whose drift() has passed a
+  /// bound of theirs; without it the centre stays as it is. Cost and errors: as rehash() of
+  /// everything, and reading 8,192 rows of each KV head.
+  template <class Backend, KeyValueSource Source>
+  Status recentre(const Backend& backend, const Source& source) noexcept {
+    Status status = check_source(source, kv_heads(), dim(), range_.empty() ? 0 : range_.end);
+    if (status.ok()) status = check_rows(source, range_);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    PresentTokens tokens;
+    Buffer<float> centres;
+    Buffer<double> sums;
+    if (!tokens.list(range_, erased()) || !centres.resize(centres_.size()) ||
+        !sums.resize(centres_.size())) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to centre %d tokens", range_.size());
+    }
+    if (tokens.count() == 0) return Status();
+    mean_of_rows(
+        backend, kv_heads(), dim(), {.begin = 0, .end = tokens.count()},
+        [&](int h, TokenId i) { return source.key(h, tokens[i]); }, sums.data(), centres.data());
+    std::swap(centres_, centres);
+    status = rehash(backend, source, range_);
+    if (!status.ok()) std::swap(centres_, centres);
+    return status;
+  }
+
+  /// Forgets everything of a request: an empty index at token 0 with the same family and config.
+  /// Gives back segments, norms and the bits of erased tokens; keeps the memory of the centres and
+  /// of the list of segments.
+  void clear() noexcept {
+    range_ = {};
+    segments_.resize(0);
+    for (int h = 0; h < config_.kv_heads; ++h) norms_of(h) = SharedArray<float>();
+    erased_ = TokenBits();
   }
 
   [[nodiscard]] const Family& family() const { return *family_; }
   [[nodiscard]] int kv_heads() const { return config_.kv_heads; }
   [[nodiscard]] int dim() const { return family_->dim(); }
-  /// Tokens the index covers.
+  /// Tokens the index covers, erased ones among them.
   [[nodiscard]] TokenRange indexed() const { return range_; }
+  /// Those of them that were erased; until the next change.
+  [[nodiscard]] TokenMask erased() const { return erased_.view(); }
+  /// What is subtracted from keys; of an index without tokens it means nothing.
+  [[nodiscard]] Centres centres() const { return {.keys = centres_.span()}; }
 
-  [[nodiscard]] int segment_count() const { return segment_count_; }
+  [[nodiscard]] int segment_count() const { return segments_.count(); }
   [[nodiscard]] const Segment& segment(int number, int kv_head) const {
-    return segments_[place(number, kv_head)];
+    return segments_.at(number, kv_head);
   }
   /// First token of a segment.
   [[nodiscard]] TokenId segment_begin(int number) const {
@@ -151,25 +262,24 @@ class BucketTables {
     return centres_.data() + std::int64_t{kv_head} * dim();
   }
 
-  /// Bytes held by all arrays; the planes belong to the family.
+  /// Bytes held by all arrays, whoever shares them; the planes belong to the family.
   [[nodiscard]] std::size_t bytes() const {
-    std::size_t sum = centres_.bytes();
-    for (int h = 0; h < config_.kv_heads; ++h) {
-      sum += norms_of(h).bytes();
-      for (int s = 0; s < segment_count_; ++s) sum += segment(s, h).bytes();
-    }
+    std::size_t sum = centres_.bytes() + erased_.bytes() + segments_.bytes();
+    for (int h = 0; h < config_.kv_heads; ++h) sum += norms_of(h).bytes();
+    return sum;
+  }
+  /// How many of them other forks hold, too.
+  [[nodiscard]] std::size_t shared_bytes() const {
+    std::size_t sum = segments_.shared_bytes();
+    for (int h = 0; h < config_.kv_heads; ++h) sum += norms_of(h).shared_bytes();
     return sum;
   }
 
  private:
   BucketTables(const Family& family, const BucketTablesConfig& config)
-      : family_(&family), config_(config) {}
+      : family_(&family), config_(config), segments_(config.kv_heads) {}
 
-  [[nodiscard]] std::size_t place(int number, int kv_head) const {
-    return static_cast<std::size_t>(number) * static_cast<std::size_t>(config_.kv_heads) +
-           static_cast<std::size_t>(kv_head);
-  }
-  [[nodiscard]] Buffer<float>& norms_of(int kv_head) const {
+  [[nodiscard]] SharedArray<float>& norms_of(int kv_head) const {
     return norms_[static_cast<std::size_t>(kv_head)];
   }
   [[nodiscard]] int segments_for(TokenId tokens) const {
@@ -182,33 +292,60 @@ class BucketTables {
 
   // Everything a change needs before it can be committed.
   struct Change {
-    explicit Change(const Family& family) : hasher(family) {}
+    Change(const Family& family, int kv_heads) : fresh(kv_heads), hasher(family) {}
 
     TokenRange tokens;
     int first_segment = 0;
-    int segments = 0;                     // rewritten or new
-    std::unique_ptr<Segment[]> fresh;     // [segments, kv_heads]
-    std::unique_ptr<Segment[]> combined;  // room for all segments, old and new
+    SegmentTable<Segment> fresh;  // rewritten or new
     KeyHasher<Family> hasher;
     Buffer<Code> codes;  // [tables, tokens], one segment of one head
   };
 
+  // What a change of tokens that are indexed needs beside it.
+  struct Rewrite {
+    Buffer<float> norms;  // [kv_heads, tokens]
+    Buffer<Code> codes;   // [workers, tokens of a segment], one table of one head
+  };
+
+  // build() with centres that are given, or with those of the tokens.
+  template <class Backend, KeyValueSource Source>
+  Status build_aside(const Backend& backend, const Source& source, TokenRange range,
+                     const Centres* centres) noexcept {
+    Result<BucketTables> fresh = create(*family_, config_);
+    if (!fresh.ok()) return fresh.status();
+    Status status = check_range(range);
+    if (status.ok()) {
+      status = check_source(source, kv_heads(), dim(), range.empty() ? 0 : range.end);
+    }
+    if (!status.ok()) return status;
+    fresh->range_ = {.begin = range.begin, .end = range.begin};
+    if (centres != nullptr) {
+      std::copy(centres->keys.begin(), centres->keys.end(), fresh->centres_.data());
+    }
+    status = fresh->extend(backend, source, range.end, centres == nullptr);
+    if (status.ok()) *this = std::move(*fresh);
+    return status;
+  }
+
   // Indexes [range_.end, end): makes the new segments aside, then commits.
   template <class Backend, KeyValueSource Source>
-  Status extend(const Backend& backend, const Source& source, TokenId end) noexcept {
+  Status extend(const Backend& backend, const Source& source, TokenId end,
+                bool make_centres) noexcept {
     if (end == range_.end) return Status();
-    if (const Status ready = check_workers(backend); !ready.ok()) return ready;
+    Status ready = check_rows(source, {.begin = range_.end, .end = end});
+    if (ready.ok()) ready = check_workers(backend);
+    if (!ready.ok()) return ready;
     const int workers = backend.executor.workers();
-    Change change(*family_);
+    Change change(*family_, config_.kv_heads);
     change.tokens = {.begin = range_.end, .end = end};
     if (!prepare(change, workers)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
-    if (range_.empty()) {
+    if (make_centres) {
       change.hasher.make_centres(backend, source, change.tokens, centres_.data());
     }
-    for (int s = 0; s < change.segments; ++s) {
+    for (int s = 0; s < change.fresh.count(); ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
         const Status status = make_segment(backend, source, change, s, h);
         if (!status.ok()) return status;
@@ -219,16 +356,12 @@ class BucketTables {
   }
 
   bool prepare(Change& change, int workers) noexcept {
-    const auto heads = static_cast<std::size_t>(config_.kv_heads);
     const TokenId total = change.tokens.end - range_.begin;
     const int all_segments = segments_for(total);
     change.first_segment = range_.size() / config_.segment_tokens;
-    change.segments = all_segments - change.first_segment;
-    change.fresh.reset(new (std::nothrow)
-                           Segment[static_cast<std::size_t>(change.segments) * heads]);
-    change.combined.reset(new (std::nothrow)
-                              Segment[static_cast<std::size_t>(all_segments) * heads]);
-    if (change.fresh == nullptr || change.combined == nullptr) return false;
+    const int segments = all_segments - change.first_segment;
+    if (!change.fresh.reserve(segments) || !segments_.reserve(all_segments)) return false;
+    change.fresh.resize(segments);
     const TokenId longest =
         total < config_.segment_tokens ? total : TokenId{config_.segment_tokens};
     if (!change.hasher.reserve(config_.kv_heads, workers) ||
@@ -252,20 +385,30 @@ class BucketTables {
                       int kv_head) noexcept {
     const int number = change.first_segment + s;
     const Segment none;
-    const Segment& old = number < segment_count_ ? segment(number, kv_head) : none;
+    const Segment& old = number < segment_count() ? segment(number, kv_head) : none;
     const TokenId begin = segment_begin(number) + old.tokens();
     const TokenId room = config_.segment_tokens - old.tokens();
     const TokenId rest = change.tokens.end - begin;
     const TokenRange tokens{.begin = begin, .end = begin + (rest < room ? rest : room)};
-    Segment& fresh =
-        change.fresh[static_cast<std::size_t>(s) * static_cast<std::size_t>(config_.kv_heads) +
-                     static_cast<std::size_t>(kv_head)];
+    Segment& fresh = change.fresh.at(s, kv_head);
     if (!fresh.allocate(family_->tables(), bucket_count(family_->bits()),
                         old.tokens() + tokens.size(), config_.memory_advice)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
                            old.tokens() + tokens.size());
     }
-    float* norms = norms_of(kv_head).data() + (tokens.begin - range_.begin);
+    float* norms = norms_of(kv_head).writable() + (tokens.begin - range_.begin);
+    const Status status = hash(backend, source, change, kv_head, tokens, norms);
+    if (!status.ok()) return status;
+    backend.executor.parallel_for(family_->tables(), [&](int table, int) {
+      fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
+    });
+    return Status();
+  }
+
+  // Norms of `tokens` and their codes [tables, tokens], to the change's.
+  template <class Backend, KeyValueSource Source>
+  Status hash(const Backend& backend, const Source& source, Change& change, int kv_head,
+              TokenRange tokens, float* norms) const noexcept {
     change.hasher.hash(backend, source, kv_head, tokens, centre(kv_head), norms,
                        change.codes.data());
     for (int i = 0; i < tokens.size(); ++i) {
@@ -275,34 +418,95 @@ class BucketTables {
       return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                            token, kv_head);
     }
-    backend.executor.parallel_for(family_->tables(), [&](int table, int) {
-      fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
-    });
     return Status();
   }
 
   void commit(Change& change) noexcept {
     for (int h = 0; h < config_.kv_heads; ++h) {
-      for (int s = 0; s < change.first_segment; ++s) {
-        change.combined[place(s, h)] = std::move(segments_[place(s, h)]);
-      }
-      for (int s = 0; s < change.segments; ++s) {
-        change.combined[place(change.first_segment + s, h)] = std::move(change.fresh[place(s, h)]);
-      }
       (void)norms_of(h).resize(static_cast<std::size_t>(change.tokens.end - range_.begin));
     }
-    segments_ = std::move(change.combined);
-    segment_count_ = change.first_segment + change.segments;
+    segments_.replace(change.first_segment, change.fresh);
     range_.end = change.tokens.end;
+  }
+
+  // Hashes indexed tokens anew: makes their segments aside, then commits.
+  template <class Backend, KeyValueSource Source>
+  Status hash_again(const Backend& backend, const Source& source, TokenRange tokens) noexcept {
+    Change change(*family_, config_.kv_heads);
+    Rewrite rewrite;
+    change.tokens = tokens;
+    change.first_segment = (tokens.begin - range_.begin) / config_.segment_tokens;
+    if (!prepare(change, rewrite, backend.executor.workers())) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to rehash %d tokens", tokens.size());
+    }
+    for (int s = 0; s < change.fresh.count(); ++s) {
+      for (int h = 0; h < config_.kv_heads; ++h) {
+        const Status status = make_again(backend, source, change, rewrite, s, h);
+        if (!status.ok()) return status;
+      }
+    }
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      std::copy_n(rewrite.norms.data() + std::int64_t{h} * tokens.size(), tokens.size(),
+                  norms_of(h).writable() + (tokens.begin - range_.begin));
+    }
+    segments_.replace(change.first_segment, change.fresh);
+    return Status();
+  }
+
+  bool prepare(Change& change, Rewrite& rewrite, int workers) noexcept {
+    const int last = (change.tokens.end - 1 - range_.begin) / config_.segment_tokens;
+    const int segments = last - change.first_segment + 1;
+    if (!change.fresh.reserve(segments)) return false;
+    change.fresh.resize(segments);
+    const auto longest = static_cast<std::size_t>(tokens_in(change.first_segment));
+    bool enough = change.hasher.reserve(config_.kv_heads, workers) &&
+                  change.codes.resize(static_cast<std::size_t>(family_->tables()) * longest) &&
+                  rewrite.codes.resize(static_cast<std::size_t>(workers) * longest) &&
+                  rewrite.norms.resize(static_cast<std::size_t>(config_.kv_heads) *
+                                       static_cast<std::size_t>(change.tokens.size()));
+    for (int h = 0; h < config_.kv_heads && enough; ++h) {
+      enough = norms_of(h).own(norms_of(h).size(), config_.memory_advice);
+    }
+    return enough;
+  }
+
+  // Segment `s` of the change for one head, with the present codes of those of its tokens that are
+  // not to be hashed.
+  template <class Backend, KeyValueSource Source>
+  Status make_again(const Backend& backend, const Source& source, Change& change, Rewrite& rewrite,
+                    int s, int kv_head) noexcept {
+    const int number = change.first_segment + s;
+    const Segment& old = segment(number, kv_head);
+    const TokenId first = segment_begin(number);
+    const TokenRange tokens{.begin = (std::max)(change.tokens.begin, first),
+                            .end = (std::min)(change.tokens.end, first + old.tokens())};
+    Segment& fresh = change.fresh.at(s, kv_head);
+    if (!fresh.allocate(family_->tables(), bucket_count(family_->bits()), old.tokens(),
+                        config_.memory_advice)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
+                           old.tokens());
+    }
+    float* norms = rewrite.norms.data() + std::int64_t{kv_head} * change.tokens.size() +
+                   (tokens.begin - change.tokens.begin);
+    const Status status = hash(backend, source, change, kv_head, tokens, norms);
+    if (!status.ok()) return status;
+    backend.executor.parallel_for(family_->tables(), [&](int table, int worker) {
+      Code* codes = rewrite.codes.data() + std::int64_t{worker} * tokens_in(change.first_segment);
+      old.codes_of(table, codes);
+      std::copy_n(change.codes.data() + std::int64_t{table} * tokens.size(), tokens.size(),
+                  codes + (tokens.begin - first));
+      fresh.fill_table(table, Segment(), codes);
+    });
+    return Status();
   }
 
   const Family* family_;
   BucketTablesConfig config_;
   TokenRange range_;
-  int segment_count_ = 0;
-  std::unique_ptr<Segment[]> segments_;     // [segment_count, kv_heads]
-  std::unique_ptr<Buffer<float>[]> norms_;  // [kv_heads] of [tokens]
-  Buffer<float> centres_;                   // [kv_heads, dim]
+  SegmentTable<Segment> segments_;
+  TokenBits erased_;
+  std::unique_ptr<SharedArray<float>[]> norms_;  // [kv_heads] of [tokens]
+  Buffer<float> centres_;                        // [kv_heads, dim]
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -1,18 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-// Means of keys and values, which an index subtracts from them.
+// Means of keys and values, which an index subtracts from them, and how far they have drifted.
 #pragma once
+
+#include <math.h>
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
+#include "magicpig/core/buffer.hpp"
+#include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
+
+/// What an index subtracts from keys and from values, to build another one with the same.
+struct Centres {
+  std::span<const float> keys;         ///< [kv_heads, dim]
+  std::span<const float> values = {};  ///< [kv_heads, value_dim]; of an index without values: empty
+};
+
+/// Errors: other sizes than these, a coordinate that is not finite.
+[[nodiscard]] inline Status check_centres(const Centres& centres, std::size_t keys,
+                                          std::size_t values) noexcept {
+  if (centres.keys.size() != keys || centres.values.size() != values) {
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "centres have %zu floats for keys and %zu for values, the index %zu and "
+                         "%zu",
+                         centres.keys.size(), centres.values.size(), keys, values);
+  }
+  for (const std::span<const float> all : {centres.keys, centres.values}) {
+    for (const float x : all) {
+      if (std::isfinite(x)) continue;
+      return Status::error(ErrorCode::kNonFinite, "a centre has %g for a coordinate",
+                           static_cast<double>(x));
+    }
+  }
+  return Status();
+}
 
 /// Rows that a mean is taken of, at most. The error it leaves, a spread of at most 1/64 of the
 /// rows' own, is nothing to an index, which may subtract any vector at all; reading every row was a
@@ -76,5 +107,112 @@ template <KeyValueSource Source>
   }
   return otherwise;
 }
+
+/// The tokens of a range that were not erased, by rank. Memory: 4 bytes each if any was erased.
+class PresentTokens {
+ public:
+  /// False when memory is short.
+  [[nodiscard]] bool list(TokenRange range, const TokenMask& gone) noexcept {
+    begin_ = range.begin;
+    count_ = gone.present(range);
+    listed_ = count_ != range.size();
+    if (!listed_) return true;
+    if (!tokens_.resize(static_cast<std::size_t>(count_))) return false;
+    TokenId* to = tokens_.data();
+    for (TokenId t = range.begin; t < range.end; ++t) {
+      if (!gone.has(t)) *to++ = t;
+    }
+    return true;
+  }
+
+  [[nodiscard]] TokenId count() const { return count_; }
+  [[nodiscard]] TokenId operator[](TokenId rank) const {
+    return listed_ ? tokens_.data()[rank] : begin_ + rank;
+  }
+
+ private:
+  TokenId begin_ = 0;
+  TokenId count_ = 0;
+  bool listed_ = false;
+  Buffer<TokenId> tokens_;
+};
+
+/// How far `centres` [kv_heads, dim] are from the means of the keys of `tokens`: |mean - c| over
+/// the root mean square of |k - c|, the largest of all KV heads, in [0, 1]; 0 without tokens. Of
+/// more than kMeanRows tokens it reads those that mean_of_rows() reads. Errors: a key that is not
+/// finite, memory.
+template <class Backend, KeyValueSource Source>
+[[nodiscard]] Result<double> drift_of_keys(const Backend& backend, const Source& source,
+                                           const PresentTokens& tokens,
+                                           const float* centres) noexcept {
+  const int dim = source.head_dim();
+  const int heads = source.kv_heads();
+  if (tokens.count() == 0) return 0.0;
+  Buffer<double> sums;  // [kv_heads, 2, dim]
+  if (!sums.resize(2 * static_cast<std::size_t>(heads) * static_cast<std::size_t>(dim))) {
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to measure %d KV heads", heads);
+  }
+  const std::int64_t stride = std::int64_t{8} * ((tokens.count() - 1) / kMeanRows + 1);
+  backend.executor.parallel_for(heads, [&](int h, int) {
+    double* sum = sums.data() + std::int64_t{2} * h * dim;
+    double* square = sum + dim;
+    const float* centre = centres + std::int64_t{h} * dim;
+    for (int j = 0; j < 2 * dim; ++j) sum[j] = 0.0;
+    int rows = 0;
+    for (std::int64_t first = 0; first < tokens.count(); first += stride) {
+      for (std::int64_t i = first; i < first + 8 && i < tokens.count(); ++i, ++rows) {
+        const auto* key = source.key(h, tokens[static_cast<TokenId>(i)]);
+        for (int j = 0; j < dim; ++j) {
+          const auto off = static_cast<double>(scalar_at(key, j) - centre[j]);
+          sum[j] += off;
+          square[j] += off * off;
+        }
+      }
+    }
+    double of_mean = 0.0;
+    double of_all = 0.0;
+    for (int j = 0; j < dim; ++j) {
+      of_mean += sum[j] / rows * (sum[j] / rows);
+      of_all += square[j] / rows;
+    }
+    sum[0] = of_all > 0.0 ? ::sqrt(of_mean / of_all) : of_all;  // NaN stays
+  });
+  double largest = 0.0;
+  for (int h = 0; h < heads; ++h) {
+    const double own = sums.data()[std::int64_t{2} * h * dim];
+    if (!std::isfinite(own)) {
+      return Status::error(ErrorCode::kNonFinite, "a key of KV head %d is not finite", h);
+    }
+    largest = own > largest ? own : largest;
+  }
+  return largest;
+}
+
+/// `source` as a rehash reads it: the rows of erased tokens, which a host may have given away, are
+/// those of `instead`.
+template <KeyValueSource SourceType>
+class PresentRows {
+ public:
+  using Scalar = typename SourceType::Scalar;
+
+  PresentRows(const SourceType& source, const TokenMask& gone, TokenId instead)
+      : source_(source), gone_(gone), instead_(instead) {}
+
+  [[nodiscard]] TokenId tokens() const { return source_.tokens(); }
+  [[nodiscard]] int kv_heads() const { return source_.kv_heads(); }
+  [[nodiscard]] int head_dim() const { return source_.head_dim(); }
+  [[nodiscard]] int value_dim() const { return source_.value_dim(); }
+  [[nodiscard]] const Scalar* key(int kv_head, TokenId token) const {
+    return source_.key(kv_head, gone_.has(token) ? instead_ : token);
+  }
+  [[nodiscard]] const Scalar* value(int kv_head, TokenId token) const {
+    return source_.value(kv_head, gone_.has(token) ? instead_ : token);
+  }
+
+ private:
+  SourceType source_;
+  TokenMask gone_;
+  TokenId instead_;
+};
 
 }  // namespace magicpig::inline MAGICPIG_ABI

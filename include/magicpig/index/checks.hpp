@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/types.hpp"
@@ -24,6 +25,28 @@ namespace magicpig::inline MAGICPIG_ABI {
 [[nodiscard]] inline Status check_truncation(TokenId end) noexcept {
   if (end >= 0) return Status();
   return Status::error(ErrorCode::kInvalidArgument, "cannot truncate to %d tokens", end);
+}
+
+/// Error: a token outside what is indexed.
+[[nodiscard]] inline Status check_erasure(std::span<const TokenId> tokens,
+                                          TokenRange indexed) noexcept {
+  for (const TokenId token : tokens) {
+    if (indexed.contains(token)) continue;
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "cannot erase token %d of an index of [%d, %d)", token, indexed.begin,
+                         indexed.end);
+  }
+  return Status();
+}
+
+/// Error: a range to be rehashed that is no range, or not indexed.
+[[nodiscard]] inline Status check_rehash(TokenRange range, TokenRange indexed) noexcept {
+  if (range.begin >= indexed.begin && range.begin <= range.end && range.end <= indexed.end) {
+    return Status();
+  }
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "cannot rehash [%d, %d) of an index of [%d, %d)", range.begin, range.end,
+                       indexed.begin, indexed.end);
 }
 
 /// Error: a range that begins below 0 or ends before it begins.
@@ -46,6 +69,21 @@ template <KeyValueSource Source>
     return Status::error(ErrorCode::kInvalidArgument,
                          "cannot index up to token %d of a cache of %d tokens", end,
                          source.tokens());
+  }
+  return Status();
+}
+
+/// Error: a source without the rows of `range`, which begins before its first_token(), if it has
+/// one: NewRows, whose older tokens are elsewhere.
+template <KeyValueSource Source>
+[[nodiscard]] Status check_rows(const Source& source, TokenRange range) noexcept {
+  if constexpr (requires { source.first_token(); }) {
+    const TokenId first = source.first_token();
+    if (!range.empty() && range.begin < first) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "cannot read token %d of rows that begin at token %d", range.begin,
+                           first);
+    }
   }
   return Status();
 }

@@ -7,8 +7,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <utility>
 
 #include "magicpig/core/buffer.hpp"
@@ -19,6 +17,7 @@
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
 #include "magicpig/index/key_hasher.hpp"
+#include "magicpig/index/segment_table.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -128,10 +127,7 @@ class HashCodes {
     const Status status = check_truncation(end);
     if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
-    for (int s = segment_count(); s < reserved_; ++s) {
-      for (int h = 0; h < kv_heads(); ++h) segments_[place(s, h)] = Segment();
-    }
-    reserved_ = segment_count();
+    segments_.resize(segment_count());
     return Status();
   }
 
@@ -146,11 +142,11 @@ class HashCodes {
   }
   /// Codes of table l of a segment, one per token.
   [[nodiscard]] const Code* codes(int number, int kv_head, int l) const {
-    return segments_[place(number, kv_head)].codes.data() + std::int64_t{l} * Segment::kTokens;
+    return segments_.at(number, kv_head).codes.data() + std::int64_t{l} * Segment::kTokens;
   }
   /// |v| of the tokens of a segment.
   [[nodiscard]] const float* value_norms(int number, int kv_head) const {
-    return segments_[place(number, kv_head)].value_norms.data();
+    return segments_.at(number, kv_head).value_norms.data();
   }
 
   /// Bytes of one KV head that scoring every token reads: its codes and the norm of its value.
@@ -160,17 +156,11 @@ class HashCodes {
   }
 
   /// Bytes held by all arrays; the planes belong to the family.
-  [[nodiscard]] std::size_t bytes() const {
-    std::size_t sum = centres_.bytes();
-    for (int s = 0; s < reserved_; ++s) {
-      for (int h = 0; h < kv_heads(); ++h) sum += segments_[place(s, h)].bytes();
-    }
-    return sum;
-  }
+  [[nodiscard]] std::size_t bytes() const { return centres_.bytes() + segments_.bytes(); }
 
  private:
   HashCodes(const Family& family, const HashCodesConfig& config)
-      : family_(&family), config_(config) {}
+      : family_(&family), config_(config), segments_(config.kv_heads) {}
 
   // What a part of a segment is hashed into.
   struct Batch {
@@ -178,10 +168,6 @@ class HashCodes {
     Buffer<float> norms;
   };
 
-  [[nodiscard]] std::size_t place(int number, int kv_head) const {
-    return static_cast<std::size_t>(number) * static_cast<std::size_t>(kv_heads()) +
-           static_cast<std::size_t>(kv_head);
-  }
   [[nodiscard]] static int segments_for(TokenId tokens) {
     return tokens / Segment::kTokens + (tokens % Segment::kTokens != 0 ? 1 : 0);
   }
@@ -197,23 +183,23 @@ class HashCodes {
   // Segments for tokens up to `end`; what exists is kept as it is.
   bool reserve(TokenId end) noexcept {
     const int needed = segments_for(end - range_.begin);
-    if (needed <= reserved_) return true;
-    const auto heads = static_cast<std::size_t>(kv_heads());
-    std::unique_ptr<Segment[]> all(new (std::nothrow)
-                                       Segment[static_cast<std::size_t>(needed) * heads]);
-    if (all == nullptr) return false;
-    const std::size_t kept = static_cast<std::size_t>(reserved_) * heads;
-    for (std::size_t i = kept; i < static_cast<std::size_t>(needed) * heads; ++i) {
-      constexpr auto kTokens = static_cast<std::size_t>(Segment::kTokens);
-      if (!all[i].codes.resize(kTokens * static_cast<std::size_t>(family_->tables()),
-                               config_.memory_advice) ||
-          !all[i].value_norms.resize(kTokens, config_.memory_advice)) {
+    const int had = segments_.count();
+    if (needed <= had) return true;
+    if (!segments_.reserve(needed)) return false;
+    segments_.resize(needed);
+    for (int s = had; s < needed; ++s) {
+      for (int h = 0; h < kv_heads(); ++h) {
+        Segment& fresh = segments_.at(s, h);
+        constexpr auto kTokens = static_cast<std::size_t>(Segment::kTokens);
+        if (fresh.codes.resize(kTokens * static_cast<std::size_t>(family_->tables()),
+                               config_.memory_advice) &&
+            fresh.value_norms.resize(kTokens, config_.memory_advice)) {
+          continue;
+        }
+        segments_.resize(had);
         return false;
       }
     }
-    for (std::size_t i = 0; i < kept; ++i) all[i] = std::move(segments_[i]);
-    segments_ = std::move(all);
-    reserved_ = needed;
     return true;
   }
 
@@ -224,7 +210,7 @@ class HashCodes {
     const float* centre = centres_.data() + std::int64_t{kv_head} * dim();
     hasher.hash(backend, source, kv_head, part, centre, batch.norms.data(), batch.codes.data());
     const TokenId at = part.begin - range_.begin;
-    Segment& segment = segments_[place(at / Segment::kTokens, kv_head)];
+    Segment& segment = segments_.at(at / Segment::kTokens, kv_head);
     const TokenId first = at % Segment::kTokens;
     backend.executor.parallel_for(family_->tables(), [&](int l, int) {
       const Code* from = batch.codes.data() + std::int64_t{l} * part.size();
@@ -267,9 +253,8 @@ class HashCodes {
   const Family* family_;
   HashCodesConfig config_;
   TokenRange range_;
-  int reserved_ = 0;                     // segments that there are
-  std::unique_ptr<Segment[]> segments_;  // [reserved, kv_heads]
-  Buffer<float> centres_;                // [kv_heads, dim]; 0 where keys are not centred
+  SegmentTable<Segment> segments_;
+  Buffer<float> centres_;  // [kv_heads, dim]; 0 where keys are not centred
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

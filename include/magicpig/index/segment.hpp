@@ -9,6 +9,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/shared.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/hash/family.hpp"
 #include "magicpig/version.hpp"
@@ -21,11 +22,29 @@ inline constexpr int kMaxSegmentTokens = 65472;
 
 /// For each table the ids of the segment's tokens ordered by bucket, ascending within a bucket, and
 /// the offsets of the buckets. Ids are local: token minus the segment's first token.
-/// Memory: 2 L (tokens + buckets + 1) bytes.
+/// Memory: 2 L (tokens + buckets + 1) bytes, which several owners may share.
 class Segment {
  public:
   [[nodiscard]] int tokens() const { return tokens_; }
   [[nodiscard]] std::size_t bytes() const { return ids_.bytes() + offsets_.bytes(); }
+  [[nodiscard]] std::size_t shared_bytes() const {
+    return ids_.shared_bytes() + offsets_.shared_bytes();
+  }
+
+  /// The same segment for another owner. What it holds must not be written while it is shared.
+  [[nodiscard]] Segment share() const noexcept {
+    Segment other;
+    other.tables_ = tables_;
+    other.buckets_ = buckets_;
+    other.tokens_ = tokens_;
+    other.ids_ = ids_.share();
+    other.offsets_ = offsets_.share();
+    return other;
+  }
+  /// Makes it its own, so that it may be written. False when memory is short; nothing has changed.
+  [[nodiscard]] bool own(MemoryAdvice advice = nullptr) noexcept {
+    return ids_.own(ids_.size(), advice) && offsets_.own(offsets_.size(), advice);
+  }
 
   /// Ids in one bucket of one table.
   [[nodiscard]] std::span<const std::uint16_t> bucket(int table, int code) const {
@@ -54,8 +73,8 @@ class Segment {
   /// are `codes` [tokens() - old.tokens()]; different tables may be filled from different threads.
   /// A stable counting sort.
   void fill_table(int table, const Segment& old, const Code* codes) noexcept {
-    std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
-    std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
+    std::uint16_t* offsets = offsets_.writable() + std::int64_t{table} * (buckets_ + 1);
+    std::uint16_t* ids = ids_.writable() + std::int64_t{table} * tokens_;
     const int fresh = tokens_ - old.tokens_;
     std::memset(offsets, 0, sizeof(std::uint16_t) * static_cast<std::size_t>(buckets_ + 1));
     for (int i = 0; i < fresh; ++i) ++offsets[codes[i]];
@@ -78,11 +97,18 @@ class Segment {
     offsets[0] = 0;
   }
 
-  /// Drops the tokens from local id `tokens` on. Keeps its memory.
+  /// The codes of all tokens in one table, to `codes` [tokens()].
+  void codes_of(int table, Code* codes) const noexcept {
+    for (int code = 0; code < buckets_; ++code) {
+      for (const std::uint16_t id : bucket(table, code)) codes[id] = static_cast<Code>(code);
+    }
+  }
+
+  /// Drops the tokens from local id `tokens` on. Keeps its memory, which must be its own.
   void truncate(int tokens) noexcept {
-    std::uint16_t* to = ids_.data();
+    std::uint16_t* to = ids_.writable();
     for (int table = 0; table < tables_; ++table) {
-      std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
+      std::uint16_t* offsets = offsets_.writable() + std::int64_t{table} * (buckets_ + 1);
       const std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
       int kept = 0;
       for (int bucket = 0; bucket < buckets_; ++bucket) {
@@ -101,8 +127,8 @@ class Segment {
   int tables_ = 0;
   int buckets_ = 0;
   int tokens_ = 0;
-  Buffer<std::uint16_t> ids_;      // [tables, tokens]
-  Buffer<std::uint16_t> offsets_;  // [tables, buckets + 1]
+  SharedArray<std::uint16_t> ids_;      // [tables, tokens]
+  SharedArray<std::uint16_t> offsets_;  // [tables, buckets + 1]
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -8,15 +8,16 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
-#include <type_traits>
+#include <cstring>
+#include <span>
 #include <utility>
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/shared.hpp"
 #include "magicpig/core/signature_ops.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/core/workspace.hpp"
@@ -24,6 +25,7 @@
 #include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
+#include "magicpig/index/segment_table.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
@@ -43,16 +45,34 @@ struct SignaturesConfig {
 /// The codes and factors of up to kSignatureSegment tokens of one KV head.
 ///
 /// A block of 128 tokens holds the rows of its code one after the other: 64 bytes with the four
-/// bits of each token where CodePlace says. Behind the last token all is 0, or left from tokens
-/// that were cut off.
+/// bits of each token where CodePlace says. In the last block, what is behind the last token is 0,
+/// or left from tokens that were cut off; blocks behind it have not been written.
 struct SignatureSegment {
-  Buffer<std::uint8_t> codes;        // [blocks, rows, 64]
-  Buffer<bf16> factors;              // [tokens]
-  Buffer<std::int16_t> value_norms;  // [tokens] 16 log2 |v - mean|, or none
-  float largest_factor = 0.0F;
+  SharedArray<std::uint8_t> codes;        // [blocks, rows, 64]
+  SharedArray<bf16> factors;              // [tokens]
+  SharedArray<std::int16_t> value_norms;  // [tokens] 16 log2 |v - mean|, or none
+  float largest_factor = 0.0F;            // of the tokens that were not erased
 
   [[nodiscard]] std::size_t bytes() const {
     return codes.bytes() + factors.bytes() + value_norms.bytes();
+  }
+  [[nodiscard]] std::size_t shared_bytes() const {
+    return codes.shared_bytes() + factors.shared_bytes() + value_norms.shared_bytes();
+  }
+  [[nodiscard]] SignatureSegment share() const noexcept {
+    return {.codes = codes.share(),
+            .factors = factors.share(),
+            .value_norms = value_norms.share(),
+            .largest_factor = largest_factor};
+  }
+  /// Makes the first blocks of its arrays its own, the others undefined. False when memory is
+  /// short; what it holds has not changed then.
+  [[nodiscard]] bool own(int blocks, int rows, MemoryAdvice advice) noexcept {
+    const auto tokens = static_cast<std::size_t>(blocks * kSignatureBlock);
+    const std::size_t bytes =
+        static_cast<std::size_t>(blocks) * static_cast<std::size_t>(rows) * 64;
+    return codes.own(bytes, advice) && factors.own(tokens, advice) &&
+           value_norms.own(tokens, advice);
   }
 };
 
@@ -63,8 +83,10 @@ struct SignatureSegment {
 /// and never kept.
 ///
 /// Memory per token and KV head: bits * dim / 8 + 2 bytes, with dim rounded up to a multiple of 8,
-/// and 2 for values, in segments of 4,096 tokens. Threads: any number may read (all const
-/// functions); changes need exclusive access. Source: the layout Andre et al. 2015 (fast scan).
+/// and 2 for values, in segments of 4,096 tokens; a bit per token once any was erased. Segments are
+/// shared by forks: a change copies those that it changes and that another fork has. Threads: any
+/// number may read (all const functions, fork() too); changes need exclusive access to this fork,
+/// whatever happens to others. Source: the layout Andre et al. 2015 (fast scan).
 template <class Q>
 class Signatures {
  public:
@@ -101,82 +123,166 @@ class Signatures {
   /// workers; the index is then unchanged.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
-    Result<Signatures> fresh = create(*quantiser_, config_);
-    if (!fresh.ok()) return fresh.status();
-    Status status = check_range(range);
-    if (status.ok()) status = check(source, range.end);
-    if (!status.ok()) return status;
-    fresh->range_ = {.begin = range.begin, .end = range.begin};
-    status = fresh->append(backend, source, range.end);
-    if (status.ok()) *this = std::move(*fresh);
-    return status;
+    return build_aside(backend, source, range, nullptr);
+  }
+
+  /// The same with given centres, such as another index's centres(). Errors: also as
+  /// check_centres(). An empty range forgets them: the next append makes its own.
+  template <class Backend, KeyValueSource Source>
+  Status build(const Backend& backend, const Source& source, TokenRange range,
+               const Centres& centres) noexcept {
+    const Status status = check_centres(centres, centres_.size(), value_means_.size());
+    return status.ok() ? build_aside(backend, source, range, &centres) : status;
   }
 
   /// Takes over tokens [indexed().end, end), any number of them. An `end` at or below indexed().end
   /// changes nothing. Errors: as build(), and more than kMaxTokens in all.
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
-    if (end <= range_.end) return Status();
-    Status status = check(source, end);
-    if (status.ok()) status = check_workers(backend);
-    if (!status.ok()) return status;
-    const int workers = backend.executor.workers();
-    const TokenRange fresh{.begin = range_.end, .end = end};
-    if (end - range_.begin > kMaxTokens) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "signatures hold up to %d tokens, not the %d of [%d, %d)", kMaxTokens,
-                           end - range_.begin, range_.begin, end);
-    }
-    Buffer<double> sums;
-    Buffer<std::byte> scratch;
-    const std::size_t rows =
-        centres_.size() > value_means_.size() ? centres_.size() : value_means_.size();
-    if (!reserve(end) || !sums.resize(range_.empty() ? rows : 0) ||
-        !scratch.resize(static_cast<std::size_t>(workers) * scratch_per_worker())) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
-    }
-    if (range_.empty()) {
-      mean_of_rows(
-          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
-          sums.data(), centres_.data());
-      mean_of_rows(
-          backend, kv_heads(), config_.value_dim, fresh,
-          [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
-    }
-    status = encode(backend, source, fresh, scratch.data());
-    if (status.ok()) range_.end = end;
-    return status;
+    return extend(backend, source, end, range_.empty());
   }
 
   /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing; one at or
-  /// below indexed().begin leaves an empty index, whose centre the next append makes anew.
-  /// Error: a negative `end`, and nothing is changed.
+  /// below indexed().begin leaves an empty index, whose centre the next append makes anew. Tokens
+  /// that were erased there may be appended again. Error: a negative `end`, and nothing is changed.
   Status truncate(TokenId end) noexcept {
     const Status status = check_truncation(end);
     if (!status.ok() || end >= range_.end) return status;
     range_.end = end > range_.begin ? end : range_.begin;
-    for (int s = segment_count(); s < reserved_; ++s) {
-      for (int h = 0; h < config_.kv_heads; ++h) segments_[place(s, h)] = SignatureSegment();
+    erased_.truncate(range_.end);
+    segments_.resize(segment_count());
+    if (segment_count() > 0) note_segment(segment_count() - 1);
+    return Status();
+  }
+
+  /// An index of the same tokens that shares all segments. Either may then be read, changed and
+  /// destroyed on a thread of its own. Memory of its own: centres, bits of erased tokens, 80 bytes
+  /// per segment and KV head. Error: memory.
+  [[nodiscard]] Result<Signatures> fork() const noexcept {
+    Result<Signatures> other = create(*quantiser_, config_);
+    if (!other.ok()) return other;
+    if (!other->segments_.share(segments_) || !other->erased_.assign(erased_)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to fork an index of %d tokens",
+                           range_.size());
     }
-    reserved_ = segment_count();
-    if (reserved_ > 0) {
-      const int last = reserved_ - 1;
-      for (int h = 0; h < config_.kv_heads; ++h) note_factors(last, h, 0, segment_tokens(last));
+    other->set_centres(centres());
+    other->range_ = range_;
+    return other;
+  }
+
+  /// Forgets `tokens`, in any order: they are neither drawn nor attended to any more, and indexed()
+  /// stays as it is. Their rows are not read again. One that was erased before changes nothing.
+  /// Errors: a token outside indexed(), memory; nothing is changed then.
+  Status erase(std::span<const TokenId> tokens) noexcept {
+    const Status status = check_erasure(tokens, range_);
+    if (!status.ok() || tokens.empty()) return status;
+    if (!erased_.add(tokens, range_.end)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to erase %zu tokens", tokens.size());
+    }
+    for (const TokenId token : tokens) {
+      const TokenId at = token - range_.begin;
+      for (int h = 0; h < config_.kv_heads; ++h) {
+        const SignatureSegment& own = segment(at / kSignatureSegment, h);
+        if (to_float(own.factors.data()[at % kSignatureSegment]) < own.largest_factor) continue;
+        note_factors(at / kSignatureSegment, h, 0, segment_tokens(at / kSignatureSegment));
+      }
     }
     return Status();
+  }
+
+  /// Encodes tokens anew whose keys or values have changed in place, as after a shift of rotary
+  /// positions: the index is then what it were if they had been so when they were appended, with
+  /// the centres that it has. Erased tokens stay so. Cost: that of appending these tokens, and a
+  /// copy of the segments that they lie in, which exist twice meanwhile. Errors: as build(), a
+  /// range outside indexed(); the index is then unchanged.
+  template <class Backend, KeyValueSource Source>
+  Status rehash(const Backend& backend, const Source& source, TokenRange range) noexcept {
+    Status status = check_rehash(range, range_);
+    if (status.ok()) status = check(source, range.end);
+    if (status.ok()) status = check_rows(source, range);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    while (!range.empty() && erased().has(range.begin)) ++range.begin;
+    if (range.empty()) return Status();
+    return encode_again(backend, PresentRows<Source>(source, erased(), range.begin), range);
+  }
+
+  /// How far the keys have left the centre, see drift_of_keys(): 0 for none, up to 1. Cost: up to
+  /// 8,192 rows of each KV head. 0 for an index without tokens. Errors: as build().
+  template <class Backend, KeyValueSource Source>
+  [[nodiscard]] Result<double> drift(const Backend& backend, const Source& source) const noexcept {
+    Status status = check(source, range_.end);
+    if (status.ok()) status = check_rows(source, range_);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    PresentTokens tokens;
+    if (tokens.list(range_, erased())) {
+      return drift_of_keys(backend, source, tokens, centres_.data());
+    }
+    return Status::error(ErrorCode::kOutOfMemory, "no memory to list %d tokens", range_.size());
+  }
+
+  /// Makes the centres anew, of the tokens that are there, and encodes all of them with these: the
+  /// index is then the one that build() with these centres makes. For hosts whose drift() has
+  /// passed a bound of theirs; without it centres stay as they are. Cost and errors: as rehash() of
+  /// everything, and reading 8,192 rows of each KV head.
+  template <class Backend, KeyValueSource Source>
+  Status recentre(const Backend& backend, const Source& source) noexcept {
+    Status status = check(source, range_.end);
+    if (status.ok()) status = check_rows(source, range_);
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    PresentTokens tokens;
+    Buffer<float> keys;
+    Buffer<float> values;
+    Buffer<double> sums;
+    if (!tokens.list(range_, erased()) || !keys.resize(centres_.size()) ||
+        !values.resize(value_means_.size()) || !sums.resize(sums_needed())) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to centre %d tokens", range_.size());
+    }
+    if (tokens.count() == 0) return Status();
+    const TokenRange ranks{.begin = 0, .end = tokens.count()};
+    mean_of_rows(
+        backend, kv_heads(), dim(), ranks,
+        [&](int h, TokenId i) { return source.key(h, tokens[i]); }, sums.data(), keys.data());
+    mean_of_rows(
+        backend, kv_heads(), config_.value_dim, ranks,
+        [&](int h, TokenId i) { return source.value(h, tokens[i]); }, sums.data(), values.data());
+    std::swap(centres_, keys);
+    std::swap(value_means_, values);
+    status = rehash(backend, source, range_);
+    if (status.ok()) return status;
+    std::swap(centres_, keys);
+    std::swap(value_means_, values);
+    return status;
+  }
+
+  /// Forgets everything of a request: an empty index at token 0 with the same quantiser and config.
+  /// Gives back the segments and the bits of erased tokens; keeps the memory of the centres and of
+  /// the list of segments.
+  void clear() noexcept {
+    range_ = {};
+    segments_.resize(0);
+    erased_ = TokenBits();
   }
 
   [[nodiscard]] const Q& quantiser() const { return *quantiser_; }
   [[nodiscard]] int kv_heads() const { return config_.kv_heads; }
   [[nodiscard]] int dim() const { return shape_.dim; }
-  /// Tokens the index covers.
+  /// Tokens the index covers, erased ones among them.
   [[nodiscard]] TokenRange indexed() const { return range_; }
+  /// Those of them that were erased; until the next change.
+  [[nodiscard]] TokenMask erased() const { return erased_.view(); }
+  /// What is subtracted from keys and values; of an index without tokens they mean nothing.
+  [[nodiscard]] Centres centres() const {
+    return {.keys = centres_.span(), .values = value_means_.span()};
+  }
 
   [[nodiscard]] int segment_count() const {
     return (range_.size() - 1 + kSignatureSegment) / kSignatureSegment;
   }
   [[nodiscard]] const SignatureSegment& segment(int number, int kv_head) const {
-    return segments_[place(number, kv_head)];
+    return segments_.at(number, kv_head);
   }
   /// Tokens in a segment; all but the last are full.
   [[nodiscard]] int segment_tokens(int number) const {
@@ -207,14 +313,12 @@ class Signatures {
     return centres_.data() + std::int64_t{kv_head} * dim();
   }
 
-  /// Bytes held by all arrays, the quantiser's not among them.
+  /// Bytes held by all arrays, whoever shares them, the quantiser's not among them.
   [[nodiscard]] std::size_t bytes() const {
-    std::size_t sum = centres_.bytes() + value_means_.bytes();
-    for (int s = 0; s < reserved_; ++s) {
-      for (int h = 0; h < config_.kv_heads; ++h) sum += segment(s, h).bytes();
-    }
-    return sum;
+    return centres_.bytes() + value_means_.bytes() + erased_.bytes() + segments_.bytes();
   }
+  /// How many of them other forks hold, too.
+  [[nodiscard]] std::size_t shared_bytes() const { return segments_.shared_bytes(); }
 
   /// Bytes per token and KV head in full segments.
   [[nodiscard]] static constexpr std::size_t bytes_per_token(const QuantiserShape& shape,
@@ -231,11 +335,17 @@ class Signatures {
 
  private:
   Signatures(const Q& quantiser, const SignaturesConfig& config)
-      : quantiser_(&quantiser), shape_(quantiser.shape()), config_(config) {}
+      : quantiser_(&quantiser),
+        shape_(quantiser.shape()),
+        config_(config),
+        segments_(config.kv_heads) {}
 
-  [[nodiscard]] std::size_t place(int number, int kv_head) const {
-    return static_cast<std::size_t>(number) * static_cast<std::size_t>(config_.kv_heads) +
-           static_cast<std::size_t>(kv_head);
+  void set_centres(const Centres& centres) noexcept {
+    std::copy(centres.keys.begin(), centres.keys.end(), centres_.data());
+    std::copy(centres.values.begin(), centres.values.end(), value_means_.data());
+  }
+  [[nodiscard]] std::size_t sums_needed() const {
+    return centres_.size() > value_means_.size() ? centres_.size() : value_means_.size();
   }
 
   template <KeyValueSource Source>
@@ -248,38 +358,115 @@ class Signatures {
                          source.value_dim(), config_.value_dim);
   }
 
-  // Segments for tokens up to `end`; what exists is kept as it is.
+  // build() with centres that are given, or with those of the tokens.
+  template <class Backend, KeyValueSource Source>
+  Status build_aside(const Backend& backend, const Source& source, TokenRange range,
+                     const Centres* centres) noexcept {
+    Result<Signatures> fresh = create(*quantiser_, config_);
+    if (!fresh.ok()) return fresh.status();
+    Status status = check_range(range);
+    if (status.ok()) status = check(source, range.end);
+    if (!status.ok()) return status;
+    fresh->range_ = {.begin = range.begin, .end = range.begin};
+    if (centres != nullptr) fresh->set_centres(*centres);
+    status = fresh->extend(backend, source, range.end, centres == nullptr);
+    if (status.ok()) *this = std::move(*fresh);
+    return status;
+  }
+
+  // append(), which makes the centres or has them.
+  template <class Backend, KeyValueSource Source>
+  Status extend(const Backend& backend, const Source& source, TokenId end,
+                bool make_centres) noexcept {
+    if (end <= range_.end) return Status();
+    Status status = check(source, end);
+    if (status.ok()) status = check_rows(source, {.begin = range_.end, .end = end});
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    const TokenRange fresh{.begin = range_.end, .end = end};
+    if (end - range_.begin > kMaxTokens) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "signatures hold up to %d tokens, not the %d of [%d, %d)", kMaxTokens,
+                           end - range_.begin, range_.begin, end);
+    }
+    Buffer<double> sums;
+    Buffer<std::byte> scratch;
+    if (!sums.resize(make_centres ? sums_needed() : 0) ||
+        !scratch.resize(scratch_needed(backend)) || !reserve(end)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
+    }
+    if (make_centres) {
+      mean_of_rows(
+          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
+          sums.data(), centres_.data());
+      mean_of_rows(
+          backend, kv_heads(), config_.value_dim, fresh,
+          [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
+    }
+    status = encode(backend, source, fresh, {.segments = &segments_, .fresh = true}, scratch);
+    if (status.ok()) {
+      range_.end = end;
+      note_factors(fresh);
+    } else {
+      segments_.resize(segment_count());
+    }
+    return status;
+  }
+
+  // Segments for tokens up to `end`, of which those from here on may be written.
   bool reserve(TokenId end) noexcept {
     const TokenId total = end - range_.begin;
     const int needed = (total - 1 + kSignatureSegment) / kSignatureSegment;
-    if (needed <= reserved_) return true;
-    const auto heads = static_cast<std::size_t>(config_.kv_heads);
-    std::unique_ptr<SignatureSegment[]> all(
-        new (std::nothrow) SignatureSegment[static_cast<std::size_t>(needed) * heads]);
-    if (all == nullptr) return false;
+    const int had = segment_count();
+    if (!segments_.reserve(needed)) return false;
+    const MemoryAdvice advice = config_.memory_advice;
+    const int used = (range_.size() % kSignatureSegment - 1 + kSignatureBlock) / kSignatureBlock;
+    for (int h = 0; h < config_.kv_heads && used > 0; ++h) {
+      if (!segments_.at(had - 1, h).own(used, rows_per_block(), advice)) return false;
+    }
+    segments_.resize(needed);
     const std::size_t code_bytes = static_cast<std::size_t>(kSignatureSegment / kSignatureBlock) *
                                    static_cast<std::size_t>(rows_per_block()) * 64;
-    for (std::size_t i = static_cast<std::size_t>(reserved_) * heads;
-         i < static_cast<std::size_t>(needed) * heads; ++i) {
-      const MemoryAdvice advice = config_.memory_advice;
-      if (!all[i].codes.resize(code_bytes, advice) ||
-          !all[i].factors.resize(kSignatureSegment, advice) ||
-          !all[i].value_norms.resize(config_.value_dim != 0 ? kSignatureSegment : 0, advice)) {
+    for (int s = had; s < needed; ++s) {
+      for (int h = 0; h < config_.kv_heads; ++h) {
+        SignatureSegment& fresh = segments_.at(s, h);
+        if (fresh.codes.resize(code_bytes, advice) &&
+            fresh.factors.resize(kSignatureSegment, advice) &&
+            fresh.value_norms.resize(config_.value_dim != 0 ? kSignatureSegment : 0, advice)) {
+          continue;
+        }
+        segments_.resize(had);
         return false;
       }
-      const auto clear = [](auto& buffer) {
-        std::fill_n(buffer.data(), buffer.size(), std::remove_pointer_t<decltype(buffer.data())>());
-      };
-      clear(all[i].codes);
-      clear(all[i].factors);
-      clear(all[i].value_norms);
     }
-    for (std::size_t i = 0; i < static_cast<std::size_t>(reserved_) * heads; ++i) {
-      all[i] = std::move(segments_[i]);
-    }
-    segments_ = std::move(all);
-    reserved_ = needed;
     return true;
+  }
+
+  // Encodes indexed tokens aside, then commits them.
+  template <class Backend, KeyValueSource Source>
+  Status encode_again(const Backend& backend, const Source& source, TokenRange tokens) noexcept {
+    const int first = (tokens.begin - range_.begin) / kSignatureSegment;
+    const int last = (tokens.end - 1 - range_.begin) / kSignatureSegment;
+    SegmentTable<SignatureSegment> fresh(config_.kv_heads);
+    Buffer<std::byte> scratch;
+    bool enough = fresh.reserve(last - first + 1) && scratch.resize(scratch_needed(backend));
+    if (enough) fresh.resize(last - first + 1);
+    for (int s = first; s <= last && enough; ++s) {
+      const int blocks = (segment_tokens(s) - 1) / kSignatureBlock + 1;
+      for (int h = 0; h < config_.kv_heads && enough; ++h) {
+        fresh.at(s - first, h) = segment(s, h).share();
+        enough = fresh.at(s - first, h).own(blocks, rows_per_block(), config_.memory_advice);
+      }
+    }
+    if (!enough) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to rehash %d tokens", tokens.size());
+    }
+    const Status status =
+        encode(backend, source, tokens, {.segments = &fresh, .first = first}, scratch);
+    if (!status.ok()) return status;
+    segments_.replace(first, fresh);
+    for (int s = first; s <= last; ++s) note_segment(s);
+    return status;
   }
 
   // Tokens that are encoded together: those of a block whose codes lie in consecutive words.
@@ -293,6 +480,10 @@ class Signatures {
   [[nodiscard]] Scratch carve(Arena& arena) const {
     return {.centred = arena.take<float>(static_cast<std::size_t>(dim()) * kLanes),
             .quantiser = quantiser_->carve(arena)};
+  }
+  template <class Backend>
+  [[nodiscard]] std::size_t scratch_needed(const Backend& backend) const {
+    return static_cast<std::size_t>(backend.executor.workers()) * scratch_per_worker();
   }
   [[nodiscard]] std::size_t scratch_per_worker() const {
     Arena arena;
@@ -309,9 +500,16 @@ class Signatures {
     TokenId end = 0;  // of all tokens that there are
   };
 
+  // Where codes go.
+  struct Target {
+    SegmentTable<SignatureSegment>* segments = nullptr;
+    int first = 0;       // number of the first of them in the index
+    bool fresh = false;  // whether blocks that begin with a token to be encoded hold nothing yet
+  };
+
   template <class Backend, KeyValueSource Source>
   Status encode(const Backend& backend, const Source& source, TokenRange tokens,
-                std::byte* memory) noexcept {
+                const Target& target, Buffer<std::byte>& memory) noexcept {
     // Tasks take whole blocks, so that no two write to the same byte.
     const TokenId begin = tokens.begin - range_.begin;
     const TokenId end = tokens.end - range_.begin;
@@ -322,7 +520,7 @@ class Signatures {
       const int kv_head = task / parts;
       const TokenId from = (first_block + task % parts) * kTaskTokens;
       const std::size_t size = scratch_per_worker();
-      Arena arena({memory + static_cast<std::size_t>(worker) * size, size});
+      Arena arena({memory.data() + static_cast<std::size_t>(worker) * size, size});
       const Scratch scratch = carve(arena);
       for (TokenId t = from; t < end && t - from < kTaskTokens; t += kLanes) {
         const Lanes lanes{.kv_head = kv_head,
@@ -331,17 +529,16 @@ class Signatures {
                           .last = end - t < kLanes ? end - t : kLanes,
                           .end = end};
         if (lanes.first >= kLanes) continue;
-        if (encode_lanes<typename Backend::Ops>(source, lanes, scratch)) continue;
+        SignatureSegment& to = target.segments->at(t / kSignatureSegment - target.first, kv_head);
+        if (target.fresh && t % kSignatureBlock == 0 && t >= begin) clear_block(to, t);
+        if (encode_lanes<typename Backend::Ops>(source, lanes, scratch, to)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
           ;
         return;
       }
     });
-    if (bad.load() == INT64_MAX) {
-      note_factors(tokens);
-      return Status();
-    }
+    if (bad.load() == INT64_MAX) return Status();
     const auto kv_head = static_cast<int>(bad.load() & ((1 << 24) - 1));
     const auto token = static_cast<TokenId>(bad.load() >> 24);
     return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
@@ -350,15 +547,15 @@ class Signatures {
 
   // False for keys that are not all finite.
   template <class Ops, KeyValueSource Source>
-  bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch) {
+  bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch,
+                    SignatureSegment& segment) {
     std::uint32_t largest[kLanes];
     prefetch_keys(source, lanes, 0);
     if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
     prefetch_keys(source, lanes, 4);
-    SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
     const int at = lanes.begin % kSignatureSegment;
     std::uint8_t* block =
-        segment.codes.data() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64;
+        segment.codes.writable() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64;
     const CodePlace place = CodePlace::of(at % kSignatureBlock);
     const int shift = 8 * (place.byte % 2) + 4 * place.upper;
     const auto four = static_cast<std::uint16_t>(15U << shift);
@@ -374,7 +571,7 @@ class Signatures {
         factors);
     prefetch_keys(source, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
-      segment.factors.data()[at + l] =
+      segment.factors.writable()[at + l] =
           to_bf16(static_cast<float>(factors[l] < kLargestFactor ? factors[l] : kLargestFactor));
     }
     if (config_.value_dim == 0) return true;
@@ -387,10 +584,21 @@ class Signatures {
       if (lanes.begin + l + kLanes < lanes.end) {
         prefetch_far(source.value(lanes.kv_head, token + kLanes), bytes);
       }
-      segment.value_norms.data()[at + l] =
+      segment.value_norms.writable()[at + l] =
           value_norm(Ops::squared_distance(value, mean, config_.value_dim));
     }
     return true;
+  }
+
+  // Zeros for the block that begins with token t of the index.
+  void clear_block(SignatureSegment& segment, TokenId t) const {
+    const int at = t % kSignatureSegment;
+    const std::size_t bytes = static_cast<std::size_t>(rows_per_block()) * 64;
+    std::memset(segment.codes.writable() + static_cast<std::size_t>(at / kSignatureBlock) * bytes,
+                0, bytes);
+    std::fill_n(segment.factors.writable() + at, kSignatureBlock, bf16());
+    if (config_.value_dim == 0) return;
+    std::fill_n(segment.value_norms.writable() + at, kSignatureBlock, std::int16_t{0});
   }
 
   // k - c, [dim, kLanes], and the bits of the largest magnitudes; false for keys that are not all
@@ -447,11 +655,20 @@ class Signatures {
     }
   }
 
+  void note_segment(int number) {
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      note_factors(number, h, 0, segment_tokens(number));
+    }
+  }
+
   // Tokens [begin, end) of a segment are new in it; all behind them are not there.
   void note_factors(int number, int kv_head, TokenId begin, TokenId end) {
-    SignatureSegment& segment = segments_[place(number, kv_head)];
+    SignatureSegment& segment = segments_.at(number, kv_head);
+    const TokenMask gone = erased();
+    const TokenId first = range_.begin + number * kSignatureSegment;
     float largest = begin > 0 ? segment.largest_factor : 0.0F;
     for (TokenId i = begin; i < end; ++i) {
+      if (gone.any() && gone.has(first + i)) continue;
       const float factor = to_float(segment.factors.data()[i]);
       largest = factor > largest ? factor : largest;
     }
@@ -465,10 +682,10 @@ class Signatures {
   QuantiserShape shape_;
   SignaturesConfig config_;
   TokenRange range_;
-  int reserved_ = 0;                              // segments
-  std::unique_ptr<SignatureSegment[]> segments_;  // [reserved, kv_heads]
-  Buffer<float> centres_;                         // [kv_heads, dim]
-  Buffer<float> value_means_;                     // [kv_heads, value_dim]
+  SegmentTable<SignatureSegment> segments_;
+  TokenBits erased_;
+  Buffer<float> centres_;      // [kv_heads, dim]
+  Buffer<float> value_means_;  // [kv_heads, value_dim]
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -175,6 +175,7 @@ class Collisions {
         collide(walk, tokens, scratch.seen, scratch.drawn + std::int64_t{g} * kWords);
       }
       const TokenId first = index.segment_begin(s);
+      if (input.gone.any()) leave_out(input.gone, first, tokens, queries, scratch);
       const std::size_t before = count;
       count += emit(tokens, first, queries.count, scratch, count);
       for (int g = 0; g < queries.count && input.report; ++g) {
@@ -349,6 +350,15 @@ class Collisions {
       const bool own = ((scratch.members[i] >> g) & 1U) != 0;
       scratch.essential[i * static_cast<std::size_t>(group) + static_cast<std::size_t>(g)] =
           own ? essential(scratch.hits[scratch.tokens[i] - begin]) : std::uint16_t{0};
+    }
+  }
+
+  // Takes the tokens that are gone out of the drawn ones of a segment from token `first` on.
+  static void leave_out(const TokenMask& gone, TokenId first, int segment_tokens,
+                        const QueryGroup& queries, Scratch& scratch) {
+    for (int word = 0; word * 64 < segment_tokens; ++word) {
+      const std::uint64_t there = ~gone.bits(first + word * 64);
+      for (int g = 0; g < queries.count; ++g) scratch.drawn[g * kWords + word] &= there;
     }
   }
 

@@ -109,7 +109,7 @@ class Defensive {
       e += in_extra ? 1U : 0U;
     }
     using Inner = typename std::remove_cvref_t<decltype(found)>::Inclusion;
-    const auto rho = static_cast<float>(uniform_.probability(input.index.indexed().size()));
+    const auto rho = static_cast<float>(uniform_.probability(input.present()));
     TableGroups groups = found.groups;
     groups.essential = scratch.essential;
     groups.alone *= 1.0F - rho;

@@ -61,15 +61,19 @@ class OraclePoisson {
     const float* dots = ExactScores::compute<Ops>(input, scratch.scores);
     std::fill(scratch.size, scratch.size + n, 0.0);
     for (int g = 0; g < input.queries.count; ++g) {
-      softmax(dots + std::int64_t{g} * n, n, input.scale, scratch.probabilities);
+      softmax(dots + std::int64_t{g} * n, n, input.scale, scratch.probabilities, input.gone,
+              range.begin);
       for (TokenId i = 0; i < n; ++i) scratch.size[i] += scratch.probabilities[i];
     }
-    const double tau = threshold(scratch.size, n, budget_.of(n));
+    const TokenId present = input.present();
+    const double tau =
+        budget_.of(present) < present ? threshold(scratch.size, n, budget_.of(present)) : 0.0;
     const RandomStream stream = input.noise_for(Purpose::kPoisson);
     std::size_t count = 0;
     for (TokenId i = 0; i < n; ++i) {
       const double pi = scratch.size[i] < tau ? scratch.size[i] / tau : 1.0;
       if (stream.uniform(static_cast<std::uint32_t>(i)) > pi) continue;
+      if (input.gone.has(range.begin + i)) continue;
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = static_cast<float>(::log(pi));
     }
@@ -85,7 +89,6 @@ class OraclePoisson {
   // tau with sum_i min(1, size_i / tau) = rows. Tokens above tau are certain; removing them lowers
   // tau, until no more are found.
   static double threshold(const double* size, TokenId n, TokenId rows) {
-    if (rows >= n) return 0.0;
     double tau = std::numeric_limits<double>::infinity();
     for (;;) {
       TokenId certain = 0;
@@ -149,7 +152,8 @@ class OracleMultinomial {
     const float* dots = ExactScores::compute<Ops>(input, scratch.scores);
     std::fill(scratch.chosen, scratch.chosen + n, 0U);
     for (int g = 0; g < input.queries.count; ++g) {
-      softmax(dots + std::int64_t{g} * n, n, input.scale, scratch.cumulative);
+      softmax(dots + std::int64_t{g} * n, n, input.scale, scratch.cumulative, input.gone,
+              range.begin);
       draw_head(input, g, n, scratch);
     }
     std::size_t count = 0;  // compact the shares to the chosen tokens, which only moves them down
@@ -174,7 +178,7 @@ class OracleMultinomial {
   // Draws one head's tokens; scratch.cumulative holds its probabilities and is summed up here.
   template <class Source, class Index>
   void draw_head(const DrawInput<Source, Index>& input, int g, TokenId n, Scratch& scratch) const {
-    const TokenId each = draws_.of(n) / input.queries.count;
+    const TokenId each = draws_.of(input.present()) / input.queries.count;
     const TokenId draws = each > 0 ? each : 1;
     const RandomStream stream = input.noise_for(Purpose::kMultinomial);
     for (TokenId i = 1; i < n; ++i) scratch.cumulative[i] += scratch.cumulative[i - 1];

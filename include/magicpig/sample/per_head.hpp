@@ -150,9 +150,11 @@ class PerHead {
       Uniform::Scratch own = uniform->carve(arena, limits(input));
       return in_common(uniform->template draw<Ops>(input, own));
     }
-    const auto count = static_cast<std::size_t>(range.size());
-    auto* tokens = arena.take<TokenId>(count);
-    for (TokenId i = 0; i < range.size(); ++i) tokens[i] = range.begin + i;
+    auto* tokens = arena.take<TokenId>(static_cast<std::size_t>(range.size()));
+    std::size_t count = 0;
+    for (TokenId t = range.begin; t < range.end; ++t) {
+      if (!input.gone.has(t)) tokens[count++] = t;
+    }
     return {.tokens = {tokens, count}, .members = {}, .inclusion = {.own = ConstantInclusion{}}};
   }
 
@@ -255,7 +257,8 @@ class PerHead {
                                                                      .queries = input.queries,
                                                                      .scale = input.scale,
                                                                      .noise = noise,
-                                                                     .report = input.report},
+                                                                     .report = input.report,
+                                                                     .gone = input.gone},
                                    own));
   }
 

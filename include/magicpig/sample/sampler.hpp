@@ -69,7 +69,8 @@ Status supported_by(const Sampler& sampler, const IndexType& index) noexcept {
   }
 }
 
-/// Draws nothing: with it decode() attends to every token exactly and ignores any index.
+/// Draws nothing: with it decode() attends to every token exactly, and of an index knows only which
+/// tokens were erased.
 struct Exact {
   static constexpr bool kUnbiased = true;
   struct Scratch {};

@@ -66,7 +66,8 @@ struct UnbiasedSelection {
 /// Unbiased given the codes, however bad the scores: pi is the number that the selection tests, a
 /// multiple of 2^-16 and never 0, and it depends on codes and queries only. tau and the softmax
 /// normalisers come from a pilot: all blocks of up to 8,192 tokens, 64 blocks spread evenly over
-/// more. Tokens and probabilities are computed in integers and are the same on every machine,
+/// more. Tokens that are gone have no part in either; where none of the pilot's is there, all are
+/// read. Tokens and probabilities are computed in integers and are the same on every machine,
 /// whatever the SIMD library.
 ///
 /// Selection::draw<Ops>(scores, n, rule, first token, drawn) draws from whole blocks in their
@@ -136,10 +137,11 @@ class SignatureSampler {
   template <class Ops, class Source, class Q>
   [[nodiscard]] Candidates<KnownInclusion> draw(const DrawInput<Source, Signatures<Q>>& input,
                                                 Scratch& scratch) const {
-    const TokenRange range = input.index.indexed();
-    const TokenId budget = config_.budget.of(range.size(), input.doublings);
-    if (budget == range.size() || longest_ < 0) return everything(range, scratch);
-    return Scan<Ops, Source, Q>(*this, input, scratch).draw(budget);
+    const TokenId present = input.present();
+    const TokenId budget = config_.budget.of(present, input.doublings);
+    if (budget == present || longest_ < 0) return everything(input, scratch);
+    Scan<Ops, Source, Q> scan(*this, input, scratch);
+    return scan.pilot_tokens() > 0 ? scan.draw(budget) : everything(input, scratch);
   }
 
  private:
@@ -162,14 +164,17 @@ class SignatureSampler {
     return (tokens - 1 + kSignatureBlock) / kSignatureBlock;
   }
 
-  static Candidates<KnownInclusion> everything(TokenRange range, Scratch& scratch) {
-    for (TokenId i = 0; i < range.size(); ++i) {
-      scratch.tokens[i] = range.begin + i;
-      scratch.log_pi[i] = 0.0F;
+  template <class Input>
+  static Candidates<KnownInclusion> everything(const Input& input, Scratch& scratch) {
+    const TokenRange range = input.index.indexed();
+    std::size_t count = 0;
+    for (TokenId token = range.begin; token < range.end; ++token) {
+      scratch.tokens[count] = token;
+      scratch.log_pi[count] = 0.0F;
+      count += input.gone.has(token) ? 0U : 1U;
     }
-    return {.tokens = {scratch.tokens, static_cast<std::size_t>(range.size())},
-            .members = {},
-            .inclusion = {.log_pi = scratch.log_pi}};
+    return {
+        .tokens = {scratch.tokens, count}, .members = {}, .inclusion = {.log_pi = scratch.log_pi}};
   }
 
   // One draw, for one KV head.
@@ -205,6 +210,19 @@ class SignatureSampler {
               .index_bytes = input_.index.scan_bytes(true)};
     }
 
+    // Tokens of the pilot's blocks that are there: the last block of the index may not be full.
+    [[nodiscard]] TokenId pilot_tokens() const {
+      const TokenRange range = input_.index.indexed();
+      TokenId sum = 0;
+      for (int i = 0; i < pilots_; ++i) {
+        const TokenId begin = range.begin + pilot_block(i) * kSignatureBlock;
+        const TokenId left = range.end - begin;
+        sum += input_.gone.present(
+            {.begin = begin, .end = left < kSignatureBlock ? range.end : begin + kSignatureBlock});
+      }
+      return sum;
+    }
+
    private:
     // Stratum i of the pilot is blocks [first_block(i), first_block(i + 1)), its middle is read.
     [[nodiscard]] int first_block(int i) const {
@@ -216,7 +234,9 @@ class SignatureSampler {
       const std::int64_t n = std::int64_t{pilots_} * kSignatureBlock;
       for (int i = 0; i < pilots_; ++i) {
         const Strip next{.first = i + 2 < pilots_ ? pilot_block(i + 2) : 0, .count = 1};
-        score({pilot_block(i), 1}, next, {scratch_.scores + std::int64_t{i} * kSignatureBlock, n});
+        const ScoreRows rows{scratch_.scores + std::int64_t{i} * kSignatureBlock, n};
+        score({pilot_block(i), 1}, next, rows);
+        leave_out({pilot_block(i), 1}, rows, input_.queries.count);
       }
       const auto tokens = static_cast<int>(n);
       for (int g = 0; g < input_.queries.count; ++g) {
@@ -249,7 +269,7 @@ class SignatureSampler {
       const int n = pilots_ * kSignatureBlock;
       const std::uint64_t target =
           static_cast<std::uint64_t>(budget) * static_cast<std::uint64_t>(pilot_tokens()) *
-          ScoreRule::kCertain / static_cast<std::uint64_t>(input_.index.indexed().size());
+          ScoreRule::kCertain / static_cast<std::uint64_t>(input_.present());
       const double certain = sampler_.config_.certain;
       if (certain > 0.0) {
         const auto first = static_cast<std::uint64_t>(certain * static_cast<double>(target));
@@ -287,13 +307,6 @@ class SignatureSampler {
     }
     static constexpr int kQuickRounds = 6;
 
-    // Tokens of the pilot's blocks: the last block of the index may not be full.
-    [[nodiscard]] TokenId pilot_tokens() const {
-      const TokenId missing = blocks_ * kSignatureBlock - input_.index.indexed().size();
-      const bool last = pilot_block(pilots_ - 1) == blocks_ - 1;
-      return pilots_ * kSignatureBlock - (last ? missing : 0);
-    }
-
     // Blocks of one segment.
     struct Strip {
       int first = 0;
@@ -319,6 +332,7 @@ class SignatureSampler {
       const Strip next = at_pilot ? strip_at(end + 1, pilot + 1) : strip_at(end, pilot);
       score(strip, next, {scratch_.scores, kStride});
       combine({scratch_.scores, kStride}, strip.count * kSignatureBlock, scratch_.strip);
+      leave_out(strip, {scratch_.strip, kStride}, 1);
       emit(scratch_.strip, strip);
       return end;
     }
@@ -339,6 +353,18 @@ class SignatureSampler {
       }
     }
 
+    // No score in any of the rows for tokens that are gone: they are as those behind the last one.
+    void leave_out(const Strip& strip, const ScoreRows& rows, int count) const {
+      if (!input_.gone.any()) return;
+      const TokenId first = input_.index.indexed().begin + strip.first * kSignatureBlock;
+      for (int i = 0; i < strip.count * kSignatureBlock; i += 64) {
+        for (std::uint64_t bits = input_.gone.bits(first + i); bits != 0; bits &= bits - 1) {
+          std::int16_t* score = rows.data + i + std::countr_zero(bits);
+          for (int r = 0; r < count; ++r) score[r * rows.stride] = kNoScore;
+        }
+      }
+    }
+
     [[nodiscard]] CodeBlocks blocks_of(const Strip& strip) const {
       return input_.index.blocks(strip.first, strip.count, input_.kv_head);
     }
@@ -353,6 +379,9 @@ class SignatureSampler {
       const int n = strip.count * kSignatureBlock;
       const TokenId first = range.begin + strip.first * kSignatureBlock;
       selection_.template draw<Ops>(scores, n, rule_, first, drawn);
+      for (int i = 0; i < n && input_.gone.any(); i += 64) {
+        drawn[i / 64] &= ~input_.gone.bits(first + i);
+      }
       std::int32_t places[kStripBlocks * kSignatureBlock + kFew];
       int count = list(drawn, n, places);
       while (count > 0 && first + places[count - 1] >= range.end) --count;
@@ -382,7 +411,7 @@ class SignatureSampler {
       return count;
     }
 
-    // Below every score; of what is behind the last token.
+    // Below every score; of what is gone and of what is behind the last token.
     static constexpr std::int16_t kNoScore = -16384;
 
     const SignatureSampler& sampler_;

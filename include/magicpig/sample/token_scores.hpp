@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "magicpig/core/candidates.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/version.hpp"
@@ -46,15 +47,22 @@ template <class Scores, class Input>
 }
 
 /// order[0, ranks) = the numbers of the largest of n scores, largest first. Ties go to the older
-/// token; a score that is not a number is the least of all. The rest of `order`, [n], is scratch.
-inline void rank_tokens(const float* scores, TokenId n, TokenId ranks, TokenId* order) {
+/// token; a score that is not a number is the least of all. Tokens that `gone` has, scores[i] being
+/// that of token first + i, are left out: `ranks` is at most the number of the others. The rest of
+/// `order`, [n], is scratch.
+inline void rank_tokens(const float* scores, TokenId n, TokenId ranks, TokenId* order,
+                        const TokenMask& gone = {}, TokenId first = 0) {
   constexpr float kLeast = -std::numeric_limits<float>::infinity();
   const auto value = [scores](TokenId i) {
     const float score = scores[i];
     return score == score ? score : kLeast;
   };
-  for (TokenId i = 0; i < n; ++i) order[i] = i;
-  std::partial_sort(order, order + ranks, order + n, [&](TokenId a, TokenId b) {
+  TokenId count = 0;
+  for (TokenId i = 0; i < n; ++i) {
+    order[count] = i;
+    count += gone.any() && gone.has(first + i) ? 0 : 1;
+  }
+  std::partial_sort(order, order + ranks, order + count, [&](TokenId a, TokenId b) {
     return value(a) > value(b) || (value(a) == value(b) && a < b);
   });
 }

@@ -64,11 +64,11 @@ class TopK {
     static_assert(TokenScoresOver<Scores, Ops, Source, Index>);
     const TokenRange range = input.index.indexed();
     const TokenId n = range.size();
-    const TokenId rows = budget_.of(n);
+    const TokenId rows = budget_.of(input.present());
     const int group = input.queries.count;
     const float* scores = scores_.template compute<Ops>(input, scratch.scores);
     for (int g = 0; g < group; ++g) {
-      rank_tokens(scores + std::int64_t{g} * n, n, rows, scratch.order);
+      rank_tokens(scores + std::int64_t{g} * n, n, rows, scratch.order, input.gone, range.begin);
       std::copy(scratch.order, scratch.order + rows, scratch.ranked + std::int64_t{g} * rows);
     }
     ChosenTokens chosen(range, scratch.chosen);

@@ -68,14 +68,15 @@ class TopP {
     static_assert(TokenScoresOver<Scores, Ops, Source, Index>);
     const TokenRange range = input.index.indexed();
     const TokenId n = range.size();
+    const TokenId present = input.present();
     const float* scores = scores_.template compute<Ops>(input, scratch.scores);
     ChosenTokens chosen(range, scratch.chosen);
     for (int g = 0; g < input.queries.count; ++g) {
       const float* own = scores + std::int64_t{g} * n;
-      rank_tokens(own, n, n, scratch.order);
-      softmax(own, n, input.scale, scratch.probabilities);
+      rank_tokens(own, n, present, scratch.order, input.gone, range.begin);
+      softmax(own, n, input.scale, scratch.probabilities, input.gone, range.begin);
       double mass = 0.0;
-      for (TokenId r = 0; r < n && !(mass >= p_); ++r) {
+      for (TokenId r = 0; r < present && !(mass >= p_); ++r) {
         mass += scratch.probabilities[scratch.order[r]];
         chosen.add(scratch.order[r], g);
       }

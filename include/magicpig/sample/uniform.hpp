@@ -12,6 +12,7 @@
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
 #include "magicpig/sample/budget.hpp"
@@ -46,6 +47,17 @@ class TokenSet {
   void add(TokenId i) {
     count_ += has(i) ? 0 : 1;
     words_[i / 64] |= std::uint64_t{1} << (i % 64);
+  }
+  /// Adds those of the tokens [first, first + n), n those of the set, that a mask has.
+  void add(const TokenMask& mask, TokenId first) {
+    if (!mask.any()) return;
+    for (TokenId word = 0; std::int64_t{word} * 64 < n_; ++word) {
+      const TokenId left = n_ - word * 64;
+      const std::uint64_t own = left < 64 ? (std::uint64_t{1} << left) - 1 : ~std::uint64_t{0};
+      const std::uint64_t fresh = mask.bits(first + word * 64) & own & ~words_[word];
+      count_ += std::popcount(fresh);
+      words_[word] |= fresh;
+    }
   }
   [[nodiscard]] TokenId count() const { return count_; }
 
@@ -83,9 +95,9 @@ class TokenSet {
   std::uint32_t next_ = 0;  // number of the stream
 };
 
-/// Draws m = budget tokens of the n indexed ones, all subsets of that size equally likely; one draw
-/// for the whole group, fresh for every noise key; for the same key a larger budget draws what a
-/// smaller one does, and more. pi = m / n.
+/// Draws m = budget tokens of the n indexed ones that are there, all subsets of that size equally
+/// likely; one draw for the whole group, fresh for every noise key; for the same key a larger
+/// budget draws what a smaller one does, and more. pi = m / n.
 class Uniform {
  public:
   static constexpr bool kUnbiased = true;
@@ -113,19 +125,22 @@ class Uniform {
   [[nodiscard]] Candidates<ConstantInclusion> draw(const DrawInput<Source, Index>& input,
                                                    Scratch& scratch) const {
     const TokenRange range = input.index.indexed();
-    const TokenId n = range.size();
+    const TokenId n = input.present();
     const TokenId m = budget_.of(n, input.doublings);
-    TokenSet drawn(n, scratch.drawn);
+    TokenSet drawn(range.size(), scratch.drawn);
+    drawn.add(input.gone, range.begin);
     drawn.pick(input.noise_for(Purpose::kUniform), m);
     std::size_t count = 0;
-    drawn.for_each([&](TokenId i) { scratch.tokens[count++] = range.begin + i; });
+    drawn.for_each([&](TokenId i) {
+      if (!input.gone.has(range.begin + i)) scratch.tokens[count++] = range.begin + i;
+    });
     const double pi = n > 0 ? static_cast<double>(m) / n : 1.0;
     return {.tokens = {scratch.tokens, count},
             .members = {},
             .inclusion = {.log_pi = static_cast<float>(::log(pi))}};
   }
 
-  /// m / n for a range of n tokens: the probability with which each is drawn.
+  /// m / n for n tokens: the probability with which each is drawn.
   [[nodiscard]] double probability(TokenId n) const {
     return n > 0 ? static_cast<double>(budget_.of(n)) / n : 1.0;
   }

@@ -66,6 +66,7 @@ class UniformTail {
     const TokenRange range = input.index.indexed();
     const auto found = finder_.template draw<Ops>(input, scratch.finder);
     TokenSet drawn(range.size(), scratch.drawn);
+    drawn.add(input.gone, range.begin);
     for (const TokenId token : found.tokens) drawn.add(token - range.begin);
     const TokenId others = range.size() - drawn.count();
     const TokenId tail = tail_.of(others, input.doublings);
@@ -75,6 +76,7 @@ class UniformTail {
     std::size_t count = 0;
     std::size_t next = 0;  // of those found
     drawn.for_each([&](TokenId i) {
+      if (input.gone.has(range.begin + i)) return;
       const bool certain = next < found.tokens.size() && found.tokens[next] == range.begin + i;
       next += certain ? 1U : 0U;
       scratch.tokens[count] = range.begin + i;

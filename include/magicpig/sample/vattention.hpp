@@ -147,10 +147,12 @@ class VAttention {
     const TokenRange range = input.index.indexed();
     const TokenId n = range.size();
     const auto found = heavy_.template draw<Ops>(input, scratch.heavy);
-    TokenSet heavy(n, scratch.heavy_set);
+    TokenSet heavy(n, scratch.heavy_set);  // and what is gone: both are left out of the others
+    heavy.add(input.gone, range.begin);
     for (const TokenId t : found.tokens) heavy.add(t - range.begin);
 
-    const TokenId base = config_.base.of(n) > 2 ? config_.base.of(n) : 2;
+    const TokenId share = config_.base.of(input.present());
+    const TokenId base = share > 2 ? share : 2;
     TokenSet known(heavy, scratch.known_set);
     known.pick(input.noise_for(Purpose::kUniform), base);
     const TokenId pilot = known.count() - heavy.count();
@@ -165,6 +167,7 @@ class VAttention {
         rest > 0 ? static_cast<float>(::log(static_cast<double>(sample) / rest)) : 0.0F;
     std::size_t count = 0;
     drawn.for_each([&](TokenId i) {
+      if (input.gone.has(range.begin + i)) return;
       scratch.tokens[count] = range.begin + i;
       scratch.log_pi[count++] = known.has(i) ? 0.0F : log_pi;
     });
@@ -200,6 +203,7 @@ class VAttention {
     std::memset(scratch.values, 0, 2 * heads * value_dim * sizeof *scratch.values);
     Batch batch;
     const auto add_one = [&](TokenId token, bool pilot) {
+      if (input.gone.has(token)) return;
       batch.tokens[batch.count] = token;
       batch.pilot[batch.count++] = pilot;
       if (batch.count == kTile) add<Ops>(input, scratch, batch);
