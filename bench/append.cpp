@@ -7,11 +7,11 @@
 #endif
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -28,11 +28,16 @@ constexpr TokenId kPrompt = 1000;
 constexpr Shape kShape{
     .query_heads = kHeads, .kv_heads = kHeads, .head_dim = kDim, .value_dim = kDim};
 
-// Of this thread, so that others which share its core do not count.
+// Of this thread where the system tells, so that others which share its core do not count.
 double microseconds_now() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
   timespec now{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) * 1e6 + static_cast<double>(now.tv_nsec) * 1e-3;
+#else
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double, std::micro>(now).count();
+#endif
 }
 
 [[noreturn]] void fail(const char* message) {

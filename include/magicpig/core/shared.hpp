@@ -98,7 +98,7 @@ class SharedArray {
   [[nodiscard]] T* writable() { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] std::size_t capacity() const { return capacity_; }
-  /// Of the array, whoever owns it.
+  /// Of the array, whoever owns it; not of the line that counts owners.
   [[nodiscard]] std::size_t bytes() const { return capacity_ * sizeof(T); }
   /// bytes() where others own the array too, else 0.
   [[nodiscard]] std::size_t shared_bytes() const { return alone() ? 0 : bytes(); }
