@@ -391,7 +391,7 @@ TEST_CASE_TEMPLATE("rows stay within arrays that end or begin at a forbidden pag
 
 // What a batch of 9 rows gives with `next`, bit by bit.
 template <class Ops, class T>
-std::vector<float> results_with(const Rows<T>* next) {
+std::vector<float> results_with(const NextRows* next) {
   Random random(9);
   Batch<T> batch(random, {.dim = 64, .count = 9, .group = 6});
   Rows<T> rows = batch.rows();
@@ -410,7 +410,7 @@ TEST_CASE_TEMPLATE("the rows wanted next change no result, and none is named tha
     const char* name = type_name<T>();
     CAPTURE(name);
     const std::vector<float> expected = results_with<Ops, T>(nullptr);
-    const Rows<T> none{.rows = nullptr, .count = 0, .dim = 64};
+    const NextRows none(Rows<T>{.rows = nullptr, .count = 0, .dim = 64});
     CHECK(results_with<Ops, T>(&none) == expected);
     for (const Guard guard : {Guard::kBefore, Guard::kBehind}) {
       for (const int count : {1, 3, 4, 5, 8, 9, 10, 40}) {  // shorter, as long, longer
@@ -418,7 +418,7 @@ TEST_CASE_TEMPLATE("the rows wanted next change no result, and none is named tha
           CAPTURE(count);
           CAPTURE(dim);
           GuardedRows<T> next(guard, count, dim);
-          const Rows<T> rows = next.rows();
+          const NextRows rows(next.rows());
           CHECK(results_with<Ops, T>(&rows) == expected);
         }
       }

@@ -190,13 +190,13 @@ TEST_CASE("bad layouts are refused with the value and its bound") {
   CHECK(refusal([](Layout& l) { l.keys = nullptr; }) == "keys is null with 2 tokens");
   CHECK(refusal([](Layout& l) { l.values = nullptr; }) == "values is null with 2 tokens");
   CHECK(refusal([](Layout& l) { l.key_strides.head = 18; }) ==
-        "strides 18, 16 bytes are no multiples of the scalar's 4");
+        "key_strides.head: 18 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.key_strides.token = -15; }) ==
-        "strides 16, -15 bytes are no multiples of the scalar's 4");
+        "key_strides.token: -15 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.value_strides.head = 1; }) ==
-        "strides 1, 16 bytes are no multiples of the scalar's 4");
+        "value_strides.head: 1 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.value_strides.token = 2; }) ==
-        "strides 16, 2 bytes are no multiples of the scalar's 4");
+        "value_strides.token: 2 bytes are no multiple of the scalar's 4");
 }
 
 TEST_CASE("an empty cache needs no memory") {

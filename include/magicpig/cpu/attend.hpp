@@ -73,7 +73,8 @@ struct AttendScratch {
 /// Source: online softmax, Milakov and Gimelshein 2018; by tiles, Dao et al. 2022.
 template <class Ops, KeyValueSource Source>
 class Attend {
-  using Scalar = typename Source::Scalar;
+  using KeyScalar = typename Source::KeyScalar;
+  using ValueScalar = typename Source::ValueScalar;
   static constexpr int kTile = kAttendTile;
   static constexpr int kRecentRows = 256;  // summed in float before they are added up in double
 
@@ -158,8 +159,8 @@ class Attend {
     int rows = 0;   // as often as they are multiplied
     int reads = 0;  // of all heads
     HeadReads heads[kMaxGroup];
-    const Scalar* keys[kAttendRows];
-    const Scalar* values[kAttendRows];
+    const KeyScalar* keys[kAttendRows];
+    const ValueScalar* values[kAttendRows];
     TokenId tokens[kAttendRows];
     std::int32_t positions[kAttendRows];  // in the candidate list
   };
@@ -179,13 +180,13 @@ class Attend {
     const HeadReads& own = tile.heads[b];
     return {.row = own.row, .count = own.count, .head = b, .at = own.at};
   }
-  [[nodiscard]] Rows<Scalar> keys(const Tile& tile, const Batch& batch,
-                                  const Rows<Scalar>* next = nullptr) const {
+  [[nodiscard]] Rows<KeyScalar> keys(const Tile& tile, const Batch& batch,
+                                     const NextRows* next = nullptr) const {
     return {
         .rows = tile.keys + batch.row, .count = batch.count, .dim = in_.queries.dim, .next = next};
   }
-  [[nodiscard]] Rows<Scalar> values(const Tile& tile, const Batch& batch,
-                                    const Rows<Scalar>* next = nullptr) const {
+  [[nodiscard]] Rows<ValueScalar> values(const Tile& tile, const Batch& batch,
+                                         const NextRows* next = nullptr) const {
     return {.rows = tile.values + batch.row,
             .count = batch.count,
             .dim = in_.key_values.value_dim(),
@@ -259,7 +260,7 @@ class Attend {
       fill(next_tile);
       for (int b = 0; b < batches(tile); ++b) {
         const Batch at = batch(tile, b);
-        const Rows<Scalar> next = values(tile, at);
+        const NextRows next(values(tile, at));
         Ops::dot_rows(keys(tile, at, &next), in_.queries[at.head], at.heads, s_.weights + at.at);
       }
       use(tile);
@@ -267,11 +268,11 @@ class Attend {
       recent_rows_ += tile.count;
       for (int b = 0; b < batches(tile); ++b) {
         const Batch at = batch(tile, b);
-        const Rows<Scalar> next = keys(next_tile, batch(next_tile, b));
+        const NextRows next(keys(next_tile, batch(next_tile, b)));
         Ops::add_rows(values(tile, at, &next), s_.weights + at.at, at.heads,
                       s_.recent + std::int64_t{at.head} * in_.key_values.value_dim());
         for (int i = at.count; i < next.count; ++i) {
-          prefetch_row(&next, i, 0, row_bytes<Scalar>(static_cast<std::size_t>(next.dim)));
+          prefetch_row(&next, i, 0, next.bytes);
         }
       }
     }

@@ -232,7 +232,7 @@ struct EigenOps : ScalarSignatureOps {
   static void prefetch_next(const Rows<T>& rows, int first) {
     if (rows.next == nullptr) return;
     for (int r = 0; r < EigenBlock::kRows; ++r) {
-      prefetch_row(rows.next, first + r, 0, row_bytes<T>(static_cast<std::size_t>(rows.next->dim)));
+      prefetch_row(rows.next, first + r, 0, rows.next->bytes);
     }
   }
 

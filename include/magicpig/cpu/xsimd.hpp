@@ -414,7 +414,7 @@ struct XsimdOps : XsimdSignatureOps {
   // Inner products of all rows with up to four queries over one chunk of dimensions.
   template <class T>
   static void dot_chunk(const Rows<T>& rows, const XsimdQueries<T>& queries, int heads, float* dots,
-                        const Rows<T>* next) {
+                        const NextRows* next) {
     typename XsimdDots<T>::Block block{.rows = {},
                                        .dim = static_cast<std::size_t>(rows.dim),
                                        .begin = queries.begin,
@@ -427,7 +427,7 @@ struct XsimdOps : XsimdSignatureOps {
         // Short of rows, the last one is multiplied again and the product dropped.
         block.rows[r] = rows.rows[i + (r < block.count ? r : block.count - 1)];
         if (next == nullptr) continue;
-        prefetch_row(next, i + r, 0, row_bytes<T>(static_cast<std::size_t>(next->dim)));
+        prefetch_row(next, i + r, 0, next->bytes);
       }
       for (int g = 0; g < heads;) {
         block.queries = queries.data + static_cast<std::size_t>(g) * XsimdQueries<T>::kStride;

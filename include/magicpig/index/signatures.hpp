@@ -374,7 +374,7 @@ class Signatures {
     if (config_.value_dim == 0) return true;
     const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
     const auto bytes =
-        row_bytes<typename Source::Scalar>(static_cast<std::size_t>(config_.value_dim));
+        row_bytes<typename Source::ValueScalar>(static_cast<std::size_t>(config_.value_dim));
     for (int l = lanes.first; l < lanes.last; ++l) {
       const TokenId token = range_.begin + lanes.begin + l;
       const auto* value = source.value(lanes.kv_head, token);
@@ -392,7 +392,7 @@ class Signatures {
   template <class Ops, KeyValueSource Source>
   bool centre_lanes(const Source& source, const Lanes& lanes, float* centred,
                     std::uint32_t* largest) const {
-    const typename Source::Scalar* keys[kLanes];
+    const typename Source::KeyScalar* keys[kLanes];
     for (int l = 0; l < kLanes; ++l) {
       const int own = l < lanes.first || l >= lanes.last ? lanes.first : l;
       keys[l] = source.key(lanes.kv_head, range_.begin + lanes.begin + own);
@@ -405,7 +405,7 @@ class Signatures {
   // before the next are asked for.
   template <KeyValueSource Source>
   void prefetch_keys(const Source& source, const Lanes& lanes, int first) const {
-    const auto bytes = row_bytes<typename Source::Scalar>(static_cast<std::size_t>(dim()));
+    const auto bytes = row_bytes<typename Source::KeyScalar>(static_cast<std::size_t>(dim()));
     const TokenId begin = lanes.begin + kLanes + first;
     for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
       prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);

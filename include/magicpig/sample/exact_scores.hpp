@@ -32,7 +32,7 @@ class ExactScores {
   /// q.k, unscaled: head g, token indexed().begin + i at [g * n + i], n = indexed().size().
   template <class Ops, class Source, class Index>
   static const float* compute(const DrawInput<Source, Index>& input, const Scratch& scratch) {
-    using Scalar = typename Source::Scalar;
+    using Scalar = typename Source::KeyScalar;
     const TokenRange range = input.index.indexed();
     const std::int64_t n = range.size();
     const Scalar* rows[kTile];

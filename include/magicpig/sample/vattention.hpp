@@ -211,7 +211,7 @@ class VAttention {
   // Empties the batch.
   template <class Ops, class Source, class Index>
   void add(const DrawInput<Source, Index>& input, const Scratch& scratch, Batch& batch) const {
-    using Scalar = typename Source::Scalar;
+    using Scalar = typename Source::KeyScalar;
     const Scalar* rows[kTile];
     for (int i = 0; i < batch.count; ++i) {
       rows[i] = input.key_values.key(input.kv_head, batch.tokens[i]);
