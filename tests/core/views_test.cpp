@@ -205,6 +205,22 @@ TEST_CASE("an empty cache needs no memory") {
   CHECK(source->tokens() == 0);
 }
 
+TEST_CASE("keys and values may be of different types, each with strides and blocks of its own") {
+  std::vector<q8_0> keys(2 * 3);
+  std::vector<fp16> values(2 * 3 * 7);
+  const auto source = StridedKeyValues<q8_0, fp16>::token_major(
+      keys.data(), values.data(), {.kv_heads = 2, .head_dim = 32, .value_dim = 7}, 3);
+  REQUIRE(source.ok());
+  CHECK(source->key(1, 2) == keys.data() + 5);
+  CHECK(source->value(1, 2) == values.data() + 5 * 7);
+  const auto partial = StridedKeyValues<q8_0, fp16>::token_major(
+      keys.data(), values.data(), {.kv_heads = 2, .head_dim = 48, .value_dim = 7}, 3);
+  REQUIRE(!partial.ok());
+  CHECK(std::string(partial.status().message()) ==
+        "head_dim 48 must be a multiple of the keys' block of 32");
+  static_assert(KeyValueSource<StridedKeyValues<q8_0, fp16>>);
+}
+
 TEST_CASE("the views model the concept for every scalar") {
   static_assert(KeyValueSource<StridedKeyValues<float>>);
   static_assert(KeyValueSource<StridedKeyValues<fp16>>);
