@@ -90,18 +90,20 @@ struct CurveView {
 /// float32, of any alignment, and do not overlap unless they are the same argument.
 template <class O>
 concept VectorOps = SignatureOps<O> &&
-    requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8, Panels panels,
-             const float* in, float* inout, CurveView curve, int n) {
+    requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8, Rows<q4_0> q4,
+             Panels panels, const float* in, float* inout, CurveView curve, int n) {
   // dots[g * rows.count + i] = <queries[g * rows.dim ...], row i>, float32 or wider accumulation
   O::dot_rows(f32, in, n, inout);
   O::dot_rows(f16, in, n, inout);
   O::dot_rows(b16, in, n, inout);
   O::dot_rows(q8, in, n, inout);
+  O::dot_rows(q4, in, n, inout);
   // sums[g * rows.dim + j] += sum_i weights[g * rows.count + i] * row_i[j]
   O::add_rows(f32, in, n, inout);
   O::add_rows(f16, in, n, inout);
   O::add_rows(b16, in, n, inout);
   O::add_rows(q8, in, n, inout);
+  O::add_rows(q4, in, n, inout);
   // out[v * panels.count + p] = <in[v * panels.dim ...], row p> for v in [0, n)
   O::project(panels, in, n, inout);
   // the largest of x[n]; -inf for n = 0; NaN is passed over

@@ -14,11 +14,11 @@
 namespace magicpig::inline MAGICPIG_ABI {
 
 /// Read access to one layer's key/value cache of one request. Rows are contiguous, of scalars or of
-/// blocks of them (q8_0); where they lie is the source's affair. Copyable and cheap to copy; a copy
-/// refers to the same memory.
+/// blocks of them (q8_0, q4_0); where they lie is the source's affair. Copyable and cheap to copy;
+/// a copy refers to the same memory.
 template <class S>
 concept KeyValueSource = requires(const S& s, int kv_head, TokenId token) {
-  typename S::KeyScalar;                           // float, fp16, bf16, q8_0
+  typename S::KeyScalar;                           // float, fp16, bf16, q8_0, q4_0
   typename S::ValueScalar;                         // one of these too, not always the same
   { s.tokens() } -> std::convertible_to<TokenId>;  // rows per KV head
   { s.kv_heads() } -> std::convertible_to<int>;

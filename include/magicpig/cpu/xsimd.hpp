@@ -290,10 +290,10 @@ class XsimdPanel {
 /// exponentials are within 2 units in the last place and logarithms within 4.
 ///
 /// What is slow about it: queries and sums of paired scalars (bf16; fp16 too without F16C) are put
-/// in order and back through memory; without AVX2 bytes of q8_0 are widened and the curve's nodes
-/// read one by one, and without F16C fp16 takes some ten operations; for AVX-512BW without
-/// optimisation g++ cannot compile xsimd's logarithm, which is libm's then. The benchmark `ops`
-/// says how much it is.
+/// in order and back through memory; without AVX2 bytes of q8_0 and q4_0 are widened and the
+/// curve's nodes read one by one, and without F16C fp16 takes some ten operations; for AVX-512BW
+/// without optimisation g++ cannot compile xsimd's logarithm, which is libm's then. The benchmark
+/// `ops` says how much it is.
 ///
 /// Most of xsimd's functions carry the name of xsimd's instruction set, not that of MAGICPIG_ABI,
 /// and some carry none. With optimisation compilers inline all that are used here; without, units
