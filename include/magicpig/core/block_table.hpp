@@ -27,11 +27,8 @@ class BlockTable {
   [[nodiscard]] static Result<BlockTable> create(std::span<const std::int32_t> pages,
                                                  int page_tokens, std::int64_t physical_pages,
                                                  TokenId tokens) noexcept {
-    if (page_tokens < 1 || page_tokens > kMaxPage ||
-        !std::has_single_bit(static_cast<unsigned>(page_tokens))) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "page_tokens %d must be a power of 2 in [1, %d]", page_tokens, kMaxPage);
-    }
+    const Status status = check_page(page_tokens);
+    if (!status.ok()) return status;
     const std::size_t used =
         tokens > 0 ? static_cast<std::size_t>((tokens - 1) / page_tokens) + 1 : 0;
     if (pages.size() < used) {
@@ -46,6 +43,16 @@ class BlockTable {
                            pages[i], static_cast<long long>(physical_pages));
     }
     return BlockTable(pages.data(), page_tokens);
+  }
+
+  /// Error: page_tokens that is no power of 2 in [1, kMaxPage].
+  [[nodiscard]] static Status check_page(int page_tokens) noexcept {
+    if (page_tokens >= 1 && page_tokens <= kMaxPage &&
+        std::has_single_bit(static_cast<unsigned>(page_tokens))) {
+      return Status();
+    }
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "page_tokens %d must be a power of 2 in [1, %d]", page_tokens, kMaxPage);
   }
 
   /// The physical page that holds the token.

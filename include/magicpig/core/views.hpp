@@ -13,9 +13,34 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Read access to one layer's key/value cache of one request. Rows are contiguous, of scalars or of
-/// blocks of them (q8_0, q4_0); where they lie is the source's affair. Copyable and cheap to copy;
-/// a copy refers to the same memory.
+/// A source whose keys lie in memory as contiguous rows of head_dim scalars.
+template <class S>
+concept AddressableKeys = requires(const S& s, int kv_head, TokenId token) {
+  { s.key(kv_head, token) } -> std::same_as<const typename S::KeyScalar*>;
+};
+/// The same of values, [value_dim].
+template <class S>
+concept AddressableValues = requires(const S& s, int kv_head, TokenId token) {
+  { s.value(kv_head, token) } -> std::same_as<const typename S::ValueScalar*>;
+};
+
+/// A source that copies a key's head_dim scalars to `to` from wherever they lie. It is asked from
+/// several threads at once.
+template <class S>
+concept CopiedKeys = requires(const S& s, int kv_head, TokenId token, typename S::KeyScalar* to) {
+  s.read_key(kv_head, token, to);
+};
+/// The same of values, [value_dim].
+template <class S>
+concept CopiedValues = requires(const S& s, int kv_head, TokenId token,
+                                typename S::ValueScalar* to) {
+  s.read_value(kv_head, token, to);
+};
+
+/// Read access to one layer's key/value cache of one request, in rows of scalars or of blocks of
+/// them (q8_0, q4_0). Rows that lie in memory as such are read there, wherever that is; others are
+/// copied one by one when they are read (core/row_reader.hpp). Copyable and cheap to copy; a copy
+/// refers to the same memory.
 template <class S>
 concept KeyValueSource = requires(const S& s, int kv_head, TokenId token) {
   typename S::KeyScalar;                           // float, fp16, bf16, q8_0, q4_0
@@ -24,8 +49,8 @@ concept KeyValueSource = requires(const S& s, int kv_head, TokenId token) {
   { s.kv_heads() } -> std::convertible_to<int>;
   { s.head_dim() } -> std::convertible_to<int>;
   { s.value_dim() } -> std::convertible_to<int>;
-  { s.key(kv_head, token) } -> std::same_as<const typename S::KeyScalar*>;      // [head_dim]
-  { s.value(kv_head, token) } -> std::same_as<const typename S::ValueScalar*>;  // [value_dim]
+  requires AddressableKeys<S> || CopiedKeys<S>;
+  requires AddressableValues<S> || CopiedValues<S>;
 };
 
 /// Where rows lie in memory, in bytes: row (h, t) starts at h * head + t * token. Negative strides

@@ -11,6 +11,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
@@ -200,17 +201,18 @@ class BucketTables {
     if (const Status ready = check_workers(backend); !ready.ok()) return ready;
     const int workers = backend.executor.workers();
     Change change(*family_);
+    KeyReader<Source> keys(source);
     change.tokens = {.begin = range_.end, .end = end};
-    if (!prepare(change, workers)) {
+    if (!prepare(change, workers) || !keys.reserve(workers, kMeanSlots)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
     if (range_.empty()) {
-      change.hasher.make_centres(backend, source, change.tokens, centres_.data());
+      change.hasher.make_centres(backend, keys, change.tokens, centres_.data());
     }
     for (int s = 0; s < change.segments; ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
-        const Status status = make_segment(backend, source, change, s, h);
+        const Status status = make_segment(backend, keys, change, s, h);
         if (!status.ok()) return status;
       }
     }
@@ -248,7 +250,7 @@ class BucketTables {
 
   // Makes fresh segment `s` of the change for one head: old tokens of the segment, then new ones.
   template <class Backend, KeyValueSource Source>
-  Status make_segment(const Backend& backend, const Source& source, Change& change, int s,
+  Status make_segment(const Backend& backend, KeyReader<Source>& keys, Change& change, int s,
                       int kv_head) noexcept {
     const int number = change.first_segment + s;
     const Segment none;
@@ -266,12 +268,11 @@ class BucketTables {
                            old.tokens() + tokens.size());
     }
     float* norms = norms_of(kv_head).data() + (tokens.begin - range_.begin);
-    change.hasher.hash(backend, source, kv_head, tokens, centre(kv_head), norms,
-                       change.codes.data());
+    change.hasher.hash(backend, keys, kv_head, tokens, centre(kv_head), norms, change.codes.data());
     for (int i = 0; i < tokens.size(); ++i) {
       if (std::isfinite(norms[i])) continue;
       // The centre spreads one such key to the norms of all; without one this norm overflowed.
-      const TokenId token = first_not_finite(source, kv_head, change.tokens, tokens.begin + i);
+      const TokenId token = first_not_finite(keys, kv_head, change.tokens, tokens.begin + i);
       return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                            token, kv_head);
     }

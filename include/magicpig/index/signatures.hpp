@@ -16,6 +16,7 @@
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
@@ -129,21 +130,21 @@ class Signatures {
     }
     Buffer<double> sums;
     Buffer<std::byte> scratch;
+    Readers<Source> read{KeyReader<Source>(source), ValueReader<Source>(source)};
     const std::size_t rows =
         centres_.size() > value_means_.size() ? centres_.size() : value_means_.size();
-    if (!reserve(end) || !sums.resize(range_.empty() ? rows : 0) ||
+    if (!reserve(end) || !read.keys.reserve(workers, kLanes) ||
+        !read.values.reserve(workers, config_.value_dim != 0 ? kMeanSlots : 0) ||
+        !sums.resize(range_.empty() ? rows : 0) ||
         !scratch.resize(static_cast<std::size_t>(workers) * scratch_per_worker())) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
     if (range_.empty()) {
-      mean_of_rows(
-          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
-          sums.data(), centres_.data());
-      mean_of_rows(
-          backend, kv_heads(), config_.value_dim, fresh,
-          [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
+      mean_of_rows(backend, kv_heads(), dim(), fresh, read.keys, sums.data(), centres_.data());
+      mean_of_rows(backend, kv_heads(), config_.value_dim, fresh, read.values, sums.data(),
+                   value_means_.data());
     }
-    status = encode(backend, source, fresh, scratch.data());
+    status = encode(backend, read, fresh, scratch.data());
     if (status.ok()) range_.end = end;
     return status;
   }
@@ -294,6 +295,12 @@ class Signatures {
     return arena.bytes_needed();
   }
 
+  template <KeyValueSource Source>
+  struct Readers {
+    KeyReader<Source> keys;
+    ValueReader<Source> values;
+  };
+
   // Tokens [begin, begin + kLanes) of a segment, of which [first, last) are to be encoded.
   struct Lanes {
     int kv_head = 0;
@@ -301,10 +308,11 @@ class Signatures {
     int first = 0;
     int last = kLanes;
     TokenId end = 0;  // of all tokens that there are
+    int worker = 0;
   };
 
   template <class Backend, KeyValueSource Source>
-  Status encode(const Backend& backend, const Source& source, TokenRange tokens,
+  Status encode(const Backend& backend, Readers<Source>& read, TokenRange tokens,
                 std::byte* memory) noexcept {
     // Tasks take whole blocks, so that no two write to the same byte.
     const TokenId begin = tokens.begin - range_.begin;
@@ -323,9 +331,10 @@ class Signatures {
                           .begin = t,
                           .first = begin > t ? begin - t : 0,
                           .last = end - t < kLanes ? end - t : kLanes,
-                          .end = end};
+                          .end = end,
+                          .worker = worker};
         if (lanes.first >= kLanes) continue;
-        if (encode_lanes<typename Backend::Ops>(source, lanes, scratch)) continue;
+        if (encode_lanes<typename Backend::Ops>(read, lanes, scratch)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
           ;
@@ -339,16 +348,16 @@ class Signatures {
     const auto kv_head = static_cast<int>(bad.load() & ((1 << 24) - 1));
     const auto token = static_cast<TokenId>(bad.load() >> 24);
     return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
-                         first_not_finite(source, kv_head, tokens, token), kv_head);
+                         first_not_finite(read.keys, kv_head, tokens, token), kv_head);
   }
 
   // False for keys that are not all finite.
   template <class Ops, KeyValueSource Source>
-  bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch) {
+  bool encode_lanes(Readers<Source>& read, const Lanes& lanes, const Scratch& scratch) {
     std::uint32_t largest[kLanes];
-    prefetch_keys(source, lanes, 0);
-    if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
-    prefetch_keys(source, lanes, 4);
+    prefetch_keys(read.keys, lanes, 0);
+    if (!centre_lanes<Ops>(read.keys, lanes, scratch.centred, largest)) return false;
+    prefetch_keys(read.keys, lanes, 4);
     SignatureSegment& segment = segments_[place(lanes.begin / kSignatureSegment, lanes.kv_head)];
     const int at = lanes.begin % kSignatureSegment;
     std::uint8_t* block =
@@ -361,25 +370,23 @@ class Signatures {
       wanted[l] = l >= lanes.first && l < lanes.last ? four : std::uint16_t{0};
     }
     double factors[kLanes];
-    prefetch_keys(source, lanes, 8);
+    prefetch_keys(read.keys, lanes, 8);
     quantiser_->template encode<Ops>(
         lanes.kv_head, scratch.centred, largest,
         {.words = block + place.byte / 2 * 2, .wanted = wanted, .shift = shift}, scratch.quantiser,
         factors);
-    prefetch_keys(source, lanes, 12);
+    prefetch_keys(read.keys, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
       segment.factors.data()[at + l] =
           to_bf16(static_cast<float>(factors[l] < kLargestFactor ? factors[l] : kLargestFactor));
     }
     if (config_.value_dim == 0) return true;
     const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
-    const auto bytes =
-        row_bytes<typename Source::ValueScalar>(static_cast<std::size_t>(config_.value_dim));
     for (int l = lanes.first; l < lanes.last; ++l) {
       const TokenId token = range_.begin + lanes.begin + l;
-      const auto* value = source.value(lanes.kv_head, token);
+      const auto* value = read.values.row(lanes.kv_head, token, lanes.worker);
       if (lanes.begin + l + kLanes < lanes.end) {
-        prefetch_far(source.value(lanes.kv_head, token + kLanes), bytes);
+        read.values.prefetch(lanes.kv_head, token + kLanes);
       }
       segment.value_norms.data()[at + l] =
           value_norm(Ops::squared_distance(value, mean, config_.value_dim));
@@ -390,12 +397,12 @@ class Signatures {
   // k - c, [dim, kLanes], and the bits of the largest magnitudes; false for keys that are not all
   // finite. Lanes that are not wanted have the key of one that is.
   template <class Ops, KeyValueSource Source>
-  bool centre_lanes(const Source& source, const Lanes& lanes, float* centred,
+  bool centre_lanes(KeyReader<Source>& read, const Lanes& lanes, float* centred,
                     std::uint32_t* largest) const {
     const typename Source::KeyScalar* keys[kLanes];
     for (int l = 0; l < kLanes; ++l) {
       const int own = l < lanes.first || l >= lanes.last ? lanes.first : l;
-      keys[l] = source.key(lanes.kv_head, range_.begin + lanes.begin + own);
+      keys[l] = read.row(lanes.kv_head, range_.begin + lanes.begin + own, lanes.worker, l);
     }
     Ops::centre_lanes(keys, centre(lanes.kv_head), dim(), centred, largest);
     return *std::max_element(largest, largest + kLanes) < kInfinityBits;
@@ -404,11 +411,10 @@ class Signatures {
   // Asks for the keys of four of the next lanes: a few at a time, so that memory has answered
   // before the next are asked for.
   template <KeyValueSource Source>
-  void prefetch_keys(const Source& source, const Lanes& lanes, int first) const {
-    const auto bytes = row_bytes<typename Source::KeyScalar>(static_cast<std::size_t>(dim()));
+  void prefetch_keys(const KeyReader<Source>& keys, const Lanes& lanes, int first) const {
     const TokenId begin = lanes.begin + kLanes + first;
     for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
-      prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);
+      keys.prefetch(lanes.kv_head, range_.begin + t);
     }
   }
 
