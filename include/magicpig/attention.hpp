@@ -23,7 +23,8 @@
 // top_p.hpp, by any scores (sample/token_scores.hpp). Nor is what reads each KV head as a profile
 // says: sample/per_head.hpp on index/per_head_index.hpp.
 //
-// A host brings its keys and values (core/views.hpp), its threads (core/executor.hpp), its memory
+// A host brings its keys and values (core/views.hpp; in other layouts core/paged_key_values.hpp and
+// its neighbours, docs/layouts.md), its threads (core/executor.hpp), its memory
 // (workspace_bytes below) and a choice of SIMD library (cpu/scalar.hpp here, cpu/highway.hpp).
 
 #include <cmath>
