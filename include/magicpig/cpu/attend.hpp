@@ -50,7 +50,7 @@ struct AttendScratch {
   float* spread = nullptr;             // [reads] (1 - pi) omega^2
   float* recent = nullptr;             // [group, value_dim] weighted values not yet in `values`
   float* spread_tile = nullptr;        // [group, value_dim] values of one tile weighted by spread
-  std::byte* keys = nullptr;           // [kAttendOwnTile] copies, where keys must be copied
+  std::byte* copied_keys = nullptr;    // [kAttendOwnTile] copies, where keys must be copied
   std::byte* copied_values = nullptr;  // likewise
   ErrorSketch sketch;                  // of a report
 
@@ -67,7 +67,7 @@ struct AttendScratch {
             .spread = arena.take<float>(reads),
             .recent = arena.take<float>(outputs),
             .spread_tile = arena.take<float>(outputs),
-            .keys = arena.take<std::byte>(kAttendOwnTile * copies.key),
+            .copied_keys = arena.take<std::byte>(kAttendOwnTile * copies.key),
             .copied_values = arena.take<std::byte>(kAttendOwnTile * copies.value),
             .sketch = ErrorSketch::carve(arena, group, value_dim)};
   }
@@ -272,7 +272,8 @@ class Attend {
   }
 
   [[nodiscard]] KeyScalar* key_copy(int place) const {
-    return reinterpret_cast<KeyScalar*>(s_.keys + static_cast<std::size_t>(place) * copies_.key);
+    return reinterpret_cast<KeyScalar*>(s_.copied_keys +
+                                        static_cast<std::size_t>(place) * copies_.key);
   }
   [[nodiscard]] ValueScalar* value_copy(int place) const {
     return reinterpret_cast<ValueScalar*>(s_.copied_values +

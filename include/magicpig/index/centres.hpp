@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"

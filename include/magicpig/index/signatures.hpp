@@ -15,7 +15,6 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
-#include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
