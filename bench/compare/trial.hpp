@@ -400,11 +400,10 @@ class Trial {
           plan, key_values.tokens(), backend.executor.workers(), batch.requests.size()));
       Status status = magicpig::decode(backend, plan, batch.requests, workspace);
       if (!status.ok()) return status;
-      using Scalar = typename Source::Scalar;
       const auto& shape = capture.shape();
       score(batch.states, batch.reports,
-            row_bytes<Scalar>(static_cast<std::size_t>(shape.head_dim)) +
-                row_bytes<Scalar>(static_cast<std::size_t>(shape.value_dim)));
+            row_bytes<typename Source::KeyScalar>(static_cast<std::size_t>(shape.head_dim)) +
+                row_bytes<typename Source::ValueScalar>(static_cast<std::size_t>(shape.value_dim)));
       if (!config_.timed) return status;
       for (auto& request : batch.requests) request.reports = {};
       for (int i = 0; i < kTimings && status.ok(); ++i) {

@@ -23,7 +23,8 @@
 // top_p.hpp, by any scores (sample/token_scores.hpp). Nor is what reads each KV head as a profile
 // says: sample/per_head.hpp on index/per_head_index.hpp.
 //
-// A host brings its keys and values (core/views.hpp), its threads (core/executor.hpp), its memory
+// A host brings its keys and values (core/views.hpp; in other layouts core/paged_key_values.hpp and
+// its neighbours, docs/layouts.md), its threads (core/executor.hpp), its memory
 // (workspace_bytes below) and a choice of SIMD library (cpu/scalar.hpp here, cpu/highway.hpp).
 
 #include <cmath>
@@ -37,6 +38,7 @@
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/executor.hpp"
 #include "magicpig/core/logit_terms.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/state.hpp"
 #include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
@@ -65,6 +67,12 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+/// What a source's rows take where they must be copied.
+template <KeyValueSource Source, class Plan>
+[[nodiscard]] RowCopies row_copies(const Plan& plan) {
+  return RowCopies::of<Source>(plan.shape.head_dim, plan.shape.value_dim);
+}
+
 /// Scratch of one worker; a counting arena measures it, another carves it.
 template <class Plan>
 struct DecodeScratch {
@@ -73,15 +81,18 @@ struct DecodeScratch {
   AttendTotals totals;
   AttendTotals exact;  // before anything is drawn, where a promise is asked
 
-  static DecodeScratch carve(Arena& arena, const Plan& plan, TokenId indexed_tokens) {
+  static DecodeScratch carve(Arena& arena, const Plan& plan, TokenId indexed_tokens,
+                             const RowCopies& copies) {
     const int group = plan.shape.group();
     const int value_dim = plan.shape.value_dim;
-    return {.sampler = plan.sampler->carve(
-                arena, {.group = group, .tokens = indexed_tokens, .value_dim = value_dim}),
-            .attend = AttendScratch::carve(arena, group, value_dim),
-            .totals = AttendTotals::carve(arena, group, value_dim),
-            .exact = plan.promise.asked() ? AttendTotals::carve(arena, group, value_dim)
-                                          : AttendTotals{}};
+    return {
+        .sampler = plan.sampler->carve(
+            arena,
+            {.group = group, .tokens = indexed_tokens, .value_dim = value_dim, .copies = copies}),
+        .attend = AttendScratch::carve(arena, group, value_dim, copies),
+        .totals = AttendTotals::carve(arena, group, value_dim),
+        .exact =
+            plan.promise.asked() ? AttendTotals::carve(arena, group, value_dim) : AttendTotals{}};
   }
 };
 
@@ -158,21 +169,22 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
 }
 
 /// The workspace of a step without requests yet, on `workers` workers, for indexed ranges of up to
-/// `indexed` tokens.
-template <class Plan>
+/// `indexed` tokens of keys and values in Source.
+template <KeyValueSource Source, class Plan>
 [[nodiscard]] DecodeLayout decode_layout(const Plan& plan, TokenId indexed, int workers) {
   Arena arena;
-  (void)DecodeScratch<Plan>::carve(arena, plan, indexed);
+  (void)DecodeScratch<Plan>::carve(arena, plan, indexed, row_copies<Source>(plan));
   return DecodeLayout(plan.shape, arena.bytes_needed(), workers);
 }
 
 /// Bytes of workspace that decode() needs, of any alignment: for up to `requests` requests, or
 /// query rows of fewer, whose caches hold up to `tokens` tokens, on `workers` workers. The plan
-/// must be valid.
-template <class Plan>
+/// must be valid. A source whose rows must be copied is to be named, workspace_bytes<Source>(...);
+/// all others need the same.
+template <KeyValueSource Source = StridedKeyValues<float>, class Plan>
 [[nodiscard]] std::size_t workspace_bytes(const Plan& plan, TokenId tokens, int workers,
                                           std::size_t requests = 1) {
-  DecodeLayout layout = decode_layout(plan, tokens, workers);
+  DecodeLayout layout = decode_layout<Source>(plan, tokens, workers);
   layout.add(requests, {.sampled = {}, .tokens = tokens});
   return layout.bytes();
 }
@@ -183,9 +195,10 @@ template <class Ops, class Plan, class RequestType>
 class DecodeStep {
  public:
   using Requests = std::span<const RequestType>;
+  using Source = typename RequestType::Source;
 
-  /// `workspace` of at least workspace_bytes(plan, largest cache, workers, requests), used by
-  /// nobody else while the step runs. Errors: those of validate(), and a workspace that is too
+  /// `workspace` of at least workspace_bytes<Source>(plan, largest cache, workers, requests), used
+  /// by nobody else while the step runs. Errors: those of validate(), and a workspace that is too
   /// small. Nothing has been written to any output then.
   [[nodiscard]] static Result<DecodeStep> create(const Plan& plan, Requests requests,
                                                  std::span<std::byte> workspace,
@@ -204,7 +217,7 @@ class DecodeStep {
     if (workers < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "workers %d must be at least 1", workers);
     }
-    DecodeLayout layout = decode_layout(plan, indexed, workers);
+    DecodeLayout layout = decode_layout<Source>(plan, indexed, workers);
     for (const RequestType& request : requests) {
       for (int row = 0; row < request.query_rows; ++row) {
         layout.add(1, exact_parts(plan, request, row));
@@ -232,7 +245,8 @@ class DecodeStep {
   /// any worker; no two may use the same worker at once.
   void run_task(int task, int worker) const noexcept {
     Arena arena = layout_.scratch(workspace_, worker);
-    DecodeScratch<Plan> scratch = DecodeScratch<Plan>::carve(arena, plan_, indexed_tokens_);
+    DecodeScratch<Plan> scratch =
+        DecodeScratch<Plan>::carve(arena, plan_, indexed_tokens_, row_copies<Source>(plan_));
     const DecodeTask at = layout_.find(workspace_, task);
     const RequestType& request = requests_[at.request];
     if (at.parts == 1) {

@@ -208,6 +208,7 @@ TEST_CASE_TEMPLATE("no function of a backend allocates, whatever the size", Ops,
   CHECK(allocations_of_rows<fp16, Ops>(numbers) == 0);
   CHECK(allocations_of_rows<bf16, Ops>(numbers) == 0);
   CHECK(allocations_of_rows<q8_0, Ops>(numbers) == 0);
+  CHECK(allocations_of_rows<q4_0, Ops>(numbers) == 0);
   const std::int64_t before = allocation_count();
   call_array_operations<Ops>(numbers);
   CHECK(allocation_count() == before);

@@ -224,7 +224,7 @@ TEST_CASE("null or impossible keys and values") {
   check_error(Source::create(bad), ErrorCode::kInvalidArgument, "value_dim 16385");
   bad = good;
   bad.key_strides.token = 17;
-  check_error(Source::create(bad), ErrorCode::kInvalidArgument, "no multiples of the scalar's 4");
+  check_error(Source::create(bad), ErrorCode::kInvalidArgument, "no multiple of the scalar's 4");
 }
 
 TEST_CASE("strides and offsets beyond 32 bits") {

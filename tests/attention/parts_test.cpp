@@ -332,7 +332,8 @@ TEST_CASE("dimensions that are no whole blocks are refused for q8_0") {
   const auto source = StridedKeyValues<q8_0>::head_major(
       &block, &block, {.query_heads = 1, .kv_heads = 1, .head_dim = 32, .value_dim = 33}, 1);
   CHECK(source.status().code() == ErrorCode::kInvalidArgument);
-  CHECK(std::string(source.status().message()).find("multiples of the block of 32") !=
+  CHECK(std::string(source.status().message())
+            .find("value_dim 33 must be a multiple of the values' block of 32") !=
         std::string::npos);
 }
 

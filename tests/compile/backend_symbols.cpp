@@ -20,6 +20,7 @@ float use_all_backends(const float* in, float* out, int n) {
     use_rows<Ops, fp16>({}, in, out);
     use_rows<Ops, bf16>({}, in, out);
     use_rows<Ops, q8_0>({}, in, out);
+    use_rows<Ops, q4_0>({}, in, out);
     Ops::project({}, in, n, out);
     Ops::log_affine_exp(out, n, 1.0F, 1.0F);
     Ops::interpolate({}, out, n);

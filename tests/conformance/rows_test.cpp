@@ -41,6 +41,10 @@ template <>
 const char* type_name<q8_0>() {
   return "q8_0";
 }
+template <>
+const char* type_name<q4_0>() {
+  return "q4_0";
+}
 
 // Calls check for each scalar type, with a null pointer to one.
 template <class Check>
@@ -49,6 +53,7 @@ void for_each_type(const Check& check) {
   check(static_cast<fp16*>(nullptr));
   check(static_cast<bf16*>(nullptr));
   check(static_cast<q8_0*>(nullptr));
+  check(static_cast<q4_0*>(nullptr));
 }
 template <class Pointer>
 using ScalarOf = std::remove_pointer_t<Pointer>;
@@ -213,6 +218,31 @@ TEST_CASE_TEMPLATE("rows of blocks convert exactly: 256 values under scales of e
   }
 }
 
+TEST_CASE_TEMPLATE("rows of 4-bit blocks convert exactly: every byte in every place", Ops,
+                   MAGICPIG_TEST_BACKENDS) {
+  for (const int bits : {0x0000, 0x8000, 0x0001, 0x83ff, 0x0400, 0x3c00, 0xbc01, 0x2e66, 0x7bff}) {
+    CAPTURE(bits);
+    q4_0 row[256];
+    for (int i = 0; i < 256 * 16; ++i) {
+      row[i / 16].scale.bits = static_cast<std::uint16_t>(bits);
+      row[i / 16].nibbles[i % 16] = static_cast<std::uint8_t>(i / 16 + i % 16);
+    }
+    const q4_0* rows[] = {row};
+    constexpr int kDim = 256 * kQ4Block;
+    std::vector<float> sums(kDim, 0.0F);
+    const float weight = 1.0F;
+    Ops::add_rows(Rows<q4_0>{.rows = rows, .count = 1, .dim = kDim}, &weight, 1, sums.data());
+    const double scale = wide(to_float(fp16{static_cast<std::uint16_t>(bits)}));
+    int wrong = 0;
+    for (int i = 0; i < kDim; ++i) {
+      const int byte = (i / kQ4Block + i % 16) % 256;
+      const int number = i % kQ4Block < 16 ? byte % 16 : byte / 16;
+      wrong += wide(sums[static_cast<std::size_t>(i)]) != scale * (number - 8);
+    }
+    CHECK(wrong == 0);
+  }
+}
+
 // A special value in one row reaches that row's products and no others, wherever in the row it is.
 template <class Ops, class T>
 void check_special_row(float special, int dim, int j, int count) {
@@ -331,12 +361,14 @@ class GuardedRows {
     for (int i = 0; i < count; ++i) {
       stored_.push_back(std::make_unique<GuardedArray<T>>(row_elements<T>(dim), guard));
       for (int j = 0; j < dim; ++j) {
-        put_scalar(stored_.back()->data(), j, static_cast<float>(i + 1));
+        put_scalar(stored_.back()->data(), j, static_cast<float>(number(i)));
       }
       pointers_[static_cast<std::size_t>(i)] = stored_.back()->data();
     }
   }
   [[nodiscard]] Rows<T> rows() { return {.rows = pointers_.data(), .count = count_, .dim = dim_}; }
+  // All scalars of row i, which any type can hold.
+  [[nodiscard]] static int number(int i) { return i % 7 + 1; }
 
  private:
   std::vector<std::unique_ptr<GuardedArray<T>>> stored_;
@@ -356,11 +388,12 @@ void check_row_bounds(Guard guard, int dim, int count, int group) {
   for (int i = 0; i < group * dim; ++i) queries[static_cast<std::size_t>(i)] = 1.0F;
   Ops::dot_rows(rows.rows(), queries.data(), group, dots.data());
   Ops::add_rows(rows.rows(), dots.data(), group, sums.data());
-  // Small integers: exact. dots = dim * (i + 1), sums = dim * sum (i + 1)^2.
-  const int squares = count * (count + 1) * (2 * count + 1) / 6;
+  // Small integers: exact. dots = dim * number(i), sums = dim * sum number(i)^2.
+  int squares = 0;
+  for (int i = 0; i < count; ++i) squares += rows.number(i) * rows.number(i);
   int wrong = 0;
   for (int i = 0; i < group * count; ++i) {
-    wrong += dots[static_cast<std::size_t>(i)] != static_cast<float>(dim * (i % count + 1));
+    wrong += dots[static_cast<std::size_t>(i)] != static_cast<float>(dim * rows.number(i % count));
   }
   for (int i = 0; i < group * dim; ++i) {
     wrong += sums[static_cast<std::size_t>(i)] != static_cast<float>(dim * squares);
@@ -391,7 +424,7 @@ TEST_CASE_TEMPLATE("rows stay within arrays that end or begin at a forbidden pag
 
 // What a batch of 9 rows gives with `next`, bit by bit.
 template <class Ops, class T>
-std::vector<float> results_with(const Rows<T>* next) {
+std::vector<float> results_with(const NextRows* next) {
   Random random(9);
   Batch<T> batch(random, {.dim = 64, .count = 9, .group = 6});
   Rows<T> rows = batch.rows();
@@ -410,7 +443,7 @@ TEST_CASE_TEMPLATE("the rows wanted next change no result, and none is named tha
     const char* name = type_name<T>();
     CAPTURE(name);
     const std::vector<float> expected = results_with<Ops, T>(nullptr);
-    const Rows<T> none{.rows = nullptr, .count = 0, .dim = 64};
+    const NextRows none(Rows<T>{.rows = nullptr, .count = 0, .dim = 64});
     CHECK(results_with<Ops, T>(&none) == expected);
     for (const Guard guard : {Guard::kBefore, Guard::kBehind}) {
       for (const int count : {1, 3, 4, 5, 8, 9, 10, 40}) {  // shorter, as long, longer
@@ -418,7 +451,7 @@ TEST_CASE_TEMPLATE("the rows wanted next change no result, and none is named tha
           CAPTURE(count);
           CAPTURE(dim);
           GuardedRows<T> next(guard, count, dim);
-          const Rows<T> rows = next.rows();
+          const NextRows rows(next.rows());
           CHECK(results_with<Ops, T>(&rows) == expected);
         }
       }

@@ -667,8 +667,9 @@ struct LaneRows {
     for (int l = 0; l < kRotationLanes; ++l) {
       std::vector<T> row(row_elements<T>(dim));
       fill_row(random, row.data(), dim);
-      if (l % 5 == 1) put_scalar(row.data(), random.below(dim), l == 1 ? 0.0F : 60000.0F);
-      if constexpr (!std::is_same_v<T, fp16> && !std::is_same_v<T, q8_0>) {
+      const float large = std::is_same_v<T, q4_0> ? 7.0F : 60000.0F;
+      if (l % 5 == 1) put_scalar(row.data(), random.below(dim), l == 1 ? 0.0F : large);
+      if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
         if (l == 2) put_scalar(row.data(), dim - 1, 3e38F);
         if (l == 3) put_scalar(row.data(), random.below(dim), 1e-40F);
       }
@@ -720,6 +721,7 @@ void for_each_scalar(const Function& function) {
   function.template operator()<fp16>();
   function.template operator()<bf16>();
   function.template operator()<q8_0>();
+  function.template operator()<q4_0>();
 }
 
 TEST_CASE_TEMPLATE("centre_lanes gives the oracle's bits and stays within its rows", Ops,

@@ -190,19 +190,35 @@ TEST_CASE("bad layouts are refused with the value and its bound") {
   CHECK(refusal([](Layout& l) { l.keys = nullptr; }) == "keys is null with 2 tokens");
   CHECK(refusal([](Layout& l) { l.values = nullptr; }) == "values is null with 2 tokens");
   CHECK(refusal([](Layout& l) { l.key_strides.head = 18; }) ==
-        "strides 18, 16 bytes are no multiples of the scalar's 4");
+        "key_strides.head: 18 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.key_strides.token = -15; }) ==
-        "strides 16, -15 bytes are no multiples of the scalar's 4");
+        "key_strides.token: -15 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.value_strides.head = 1; }) ==
-        "strides 1, 16 bytes are no multiples of the scalar's 4");
+        "value_strides.head: 1 bytes are no multiple of the scalar's 4");
   CHECK(refusal([](Layout& l) { l.value_strides.token = 2; }) ==
-        "strides 16, 2 bytes are no multiples of the scalar's 4");
+        "value_strides.token: 2 bytes are no multiple of the scalar's 4");
 }
 
 TEST_CASE("an empty cache needs no memory") {
   const auto source = StridedKeyValues<fp16>::head_major(nullptr, nullptr, kShape, 0);
   REQUIRE(source.ok());
   CHECK(source->tokens() == 0);
+}
+
+TEST_CASE("keys and values may be of different types, each with strides and blocks of its own") {
+  std::vector<q8_0> keys(2 * 3);
+  std::vector<fp16> values(2 * 3 * 7);
+  const auto source = StridedKeyValues<q8_0, fp16>::token_major(
+      keys.data(), values.data(), {.kv_heads = 2, .head_dim = 32, .value_dim = 7}, 3);
+  REQUIRE(source.ok());
+  CHECK(source->key(1, 2) == keys.data() + 5);
+  CHECK(source->value(1, 2) == values.data() + 5 * 7);
+  const auto partial = StridedKeyValues<q8_0, fp16>::token_major(
+      keys.data(), values.data(), {.kv_heads = 2, .head_dim = 48, .value_dim = 7}, 3);
+  REQUIRE(!partial.ok());
+  CHECK(std::string(partial.status().message()) ==
+        "head_dim 48 must be a multiple of the keys' block of 32");
+  static_assert(KeyValueSource<StridedKeyValues<q8_0, fp16>>);
 }
 
 TEST_CASE("the views model the concept for every scalar") {

@@ -18,6 +18,18 @@ using namespace magicpig;
 
 constexpr int kDim = 3;
 
+// Rows that a function makes, as mean_of_rows() takes them.
+template <class Row>
+class MadeRows {
+ public:
+  explicit MadeRows(const Row& make) : make_(make) {}
+  [[nodiscard]] const float* row(int h, TokenId t, int, int) { return make_(h, t); }
+  static void prefetch(int, TokenId) {}
+
+ private:
+  const Row& make_;
+};
+
 // Row t of head h is (t, h, 1).
 struct Counted {
   explicit Counted(TokenId tokens) : read(static_cast<std::size_t>(tokens)) {}
@@ -34,7 +46,9 @@ struct Counted {
       read[static_cast<std::size_t>(t)] = true;
       return static_cast<const float*>(to);
     };
-    mean_of_rows(make_backend<ScalarOps>(executor), 2, kDim, range, row, sums.data(), means.data());
+    MadeRows made(row);
+    mean_of_rows(make_backend<ScalarOps>(executor), 2, kDim, range, made, sums.data(),
+                 means.data());
     return means;
   }
 
@@ -80,9 +94,10 @@ TEST_CASE("tokens near the largest id are no trouble") {
   std::vector<double> sums(kDim);
   std::vector<float> means(kDim);
   SerialExecutor executor;
-  mean_of_rows(
-      make_backend<ScalarOps>(executor), 1, kDim, {.begin = kLast - 100000, .end = kLast},
-      [&](int, TokenId) { return row.data(); }, sums.data(), means.data());
+  const auto same = [&](int, TokenId) { return row.data(); };
+  MadeRows rows(same);
+  mean_of_rows(make_backend<ScalarOps>(executor), 1, kDim, {.begin = kLast - 100000, .end = kLast},
+               rows, sums.data(), means.data());
   CHECK(means[0] == 2.0F);
 }
 
@@ -90,13 +105,13 @@ TEST_CASE("rows of no scalars are not asked for") {
   SerialExecutor executor;
   bool asked = false;
   const float none = 0.0F;
-  mean_of_rows(
-      make_backend<ScalarOps>(executor), 1, 0, {.begin = 0, .end = 10},
-      [&](int, TokenId) {
-        asked = true;
-        return &none;
-      },
-      nullptr, nullptr);
+  const auto ask = [&](int, TokenId) {
+    asked = true;
+    return &none;
+  };
+  MadeRows rows(ask);
+  mean_of_rows(make_backend<ScalarOps>(executor), 1, 0, {.begin = 0, .end = 10}, rows, nullptr,
+               nullptr);
   CHECK(!asked);
 }
 

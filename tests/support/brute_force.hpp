@@ -222,7 +222,10 @@ struct DrawnCandidates {
 template <class Ops, class Sampler, class Source, class IndexType>
 [[nodiscard]] DrawnCandidates draw_candidates(const Sampler& sampler,
                                               const DrawInput<Source, IndexType>& input) {
-  const DrawLimits limits{.group = input.queries.count, .tokens = input.index.indexed().size()};
+  const DrawLimits limits{
+      .group = input.queries.count,
+      .tokens = input.index.indexed().size(),
+      .copies = RowCopies::of<Source>(input.queries.dim, input.key_values.value_dim())};
   Arena measure;
   (void)sampler.carve(measure, limits);
   std::vector<std::byte> memory(measure.bytes_needed());

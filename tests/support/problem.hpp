@@ -214,7 +214,7 @@ template <class Ops, class Executor, class Plan, class Source, class IndexType>
 [[nodiscard]] Status decode_one(Executor& executor, const Plan& plan,
                                 const Request<Source, IndexType>& request) {
   std::vector<std::byte> workspace(
-      workspace_bytes(plan, request.key_values->tokens(), executor.workers()));
+      workspace_bytes<Source>(plan, request.key_values->tokens(), executor.workers()));
   return decode(make_backend<Ops>(executor), plan,
                 std::span<const Request<Source, IndexType>>(&request, 1), workspace);
 }

@@ -52,8 +52,8 @@ template <class T>
 }
 
 /// Scalar j of a row becomes x, rounded; small integers are exact. In a row of blocks the others of
-/// its block keep their values only if they are small integers, or if x is NaN or infinite, when
-/// all of them become x.
+/// its block keep their values only if they are integers that fit, to 7 in q4_0, or if x is NaN or
+/// infinite, when all of them become x.
 inline void put_scalar(float* row, int j, float x) { row[j] = x; }
 inline void put_scalar(fp16* row, int j, float x) { row[j] = to_fp16(x); }
 inline void put_scalar(bf16* row, int j, float x) { row[j] = to_bf16(x); }
@@ -63,6 +63,17 @@ inline void put_scalar(q8_0* row, int j, float x) {
   block.values[j % kQ8Block] = static_cast<std::int8_t>(std::isfinite(x) ? x : 1.0F);
   if (std::isfinite(x)) return;
   for (std::int8_t& value : block.values) value = 1;
+}
+inline void put_scalar(q4_0* row, int j, float x) {
+  q4_0& block = row[j / kQ4Block];
+  const int at = j % kQ4Block;
+  const int shift = at / 16 * 4;
+  const int number = 8 + static_cast<int>(std::isfinite(x) ? x : 1.0F);
+  std::uint8_t& byte = block.nibbles[at % 16];
+  block.scale = to_fp16(std::isfinite(x) ? 1.0F : x);
+  byte = static_cast<std::uint8_t>((byte & (0xf0 >> shift)) | (number << shift));
+  if (std::isfinite(x)) return;
+  for (std::uint8_t& both : block.nibbles) both = 0x99;
 }
 
 /// Fills a row with magnitudes from 1/8 to 8, so that the order of summation matters.
@@ -79,6 +90,14 @@ inline void fill_row(Random& random, q8_0* row, int dim) {
     row[b].scale = to_fp16(random_scalar(random) / 127.0F);
     for (std::int8_t& value : row[b].values) {
       value = static_cast<std::int8_t>(random.between(-128, 127));
+    }
+  }
+}
+inline void fill_row(Random& random, q4_0* row, int dim) {
+  for (std::size_t b = 0; b < row_elements<q4_0>(dim); ++b) {
+    row[b].scale = to_fp16(random_scalar(random) / 7.0F);
+    for (std::uint8_t& both : row[b].nibbles) {
+      both = static_cast<std::uint8_t>(random.between(0, 255));
     }
   }
 }

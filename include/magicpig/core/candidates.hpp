@@ -8,6 +8,7 @@
 #include <span>
 
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
@@ -180,6 +181,7 @@ struct DrawLimits {
   int group = 1;
   TokenId tokens = 0;  ///< largest indexed range
   int value_dim = 0;
+  RowCopies copies = {};  ///< of the source, where rows of it must be copied
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -17,7 +17,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 template <KeyValueSource SourceType>
 class NewRows {
  public:
-  using Scalar = typename SourceType::Scalar;
+  using KeyScalar = typename SourceType::KeyScalar;
+  using ValueScalar = typename SourceType::ValueScalar;
 
   NewRows(const SourceType& rows, TokenId first) : rows_(rows), first_(first) {}
 
@@ -26,11 +27,21 @@ class NewRows {
   [[nodiscard]] int kv_heads() const { return rows_.kv_heads(); }
   [[nodiscard]] int head_dim() const { return rows_.head_dim(); }
   [[nodiscard]] int value_dim() const { return rows_.value_dim(); }
-  [[nodiscard]] const Scalar* key(int kv_head, TokenId token) const {
+  [[nodiscard]] const KeyScalar* key(int kv_head,
+                                     TokenId token) const requires AddressableKeys<SourceType> {
     return rows_.key(kv_head, token - first_);
   }
-  [[nodiscard]] const Scalar* value(int kv_head, TokenId token) const {
+  [[nodiscard]] const ValueScalar* value(int kv_head, TokenId token) const requires
+      AddressableValues<SourceType> {
     return rows_.value(kv_head, token - first_);
+  }
+  void read_key(int kv_head, TokenId token, KeyScalar* to) const
+      requires(!AddressableKeys<SourceType>) {
+    rows_.read_key(kv_head, token - first_, to);
+  }
+  void read_value(int kv_head, TokenId token, ValueScalar* to) const
+      requires(!AddressableValues<SourceType>) {
+    rows_.read_value(kv_head, token - first_, to);
   }
 
  private:

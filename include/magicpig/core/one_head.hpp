@@ -13,7 +13,8 @@ namespace magicpig::inline MAGICPIG_ABI {
 template <KeyValueSource Source>
 class OneHead {
  public:
-  using Scalar = typename Source::Scalar;
+  using KeyScalar = typename Source::KeyScalar;
+  using ValueScalar = typename Source::ValueScalar;
 
   OneHead(const Source& source, int kv_head) : source_(source), kv_head_(kv_head) {}
 
@@ -21,9 +22,18 @@ class OneHead {
   [[nodiscard]] static constexpr int kv_heads() { return 1; }
   [[nodiscard]] int head_dim() const { return source_.head_dim(); }
   [[nodiscard]] int value_dim() const { return source_.value_dim(); }
-  [[nodiscard]] const Scalar* key(int, TokenId token) const { return source_.key(kv_head_, token); }
-  [[nodiscard]] const Scalar* value(int, TokenId token) const {
+  [[nodiscard]] const KeyScalar* key(int, TokenId token) const requires AddressableKeys<Source> {
+    return source_.key(kv_head_, token);
+  }
+  [[nodiscard]] const ValueScalar* value(int,
+                                         TokenId token) const requires AddressableValues<Source> {
     return source_.value(kv_head_, token);
+  }
+  void read_key(int, TokenId token, KeyScalar* to) const requires(!AddressableKeys<Source>) {
+    source_.read_key(kv_head_, token, to);
+  }
+  void read_value(int, TokenId token, ValueScalar* to) const requires(!AddressableValues<Source>) {
+    source_.read_value(kv_head_, token, to);
   }
 
  private:

@@ -188,7 +188,7 @@ concept EncodesRows = requires(const T* const* rows, const T* row, const float* 
 /// in [-2^15 + 2^8, 2^14 + 2^12]; no alignment is needed.
 template <class O>
 concept SignatureOps = ProductOps<O> && EncodesRows<O, float> && EncodesRows<O, fp16> &&
-    EncodesRows<O, bf16> && EncodesRows<O, q8_0> &&
+    EncodesRows<O, bf16> && EncodesRows<O, q8_0> && EncodesRows<O, q4_0> &&
     requires(const CodeBlocks& blocks, const PartialSums& partial, const ScoreRows& rows,
              const std::int16_t* scores, int n, int group, std::int16_t* to, const ScoreRule& rule,
              std::uint16_t* tracks, const std::uint16_t* noise, std::uint64_t* drawn,

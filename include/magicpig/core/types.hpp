@@ -84,11 +84,25 @@ struct q8_0 {
 };
 static_assert(sizeof(q8_0) == 34 && alignof(q8_0) == 2);
 
+/// Scalars per block of q4_0.
+inline constexpr int kQ4Block = 32;
+
+/// 32 scalars of 4 bits and a scale: scalar j is scale * (n - 8), n being the lower half of byte j
+/// for j < 16 and the upper half of byte j - 16 for the others. 18 bytes, the Q4_0 block of GGUF
+/// files and of quantised caches.
+struct q4_0 {
+  fp16 scale;
+  std::uint8_t nibbles[kQ4Block / 2] = {};
+};
+static_assert(sizeof(q4_0) == 18 && alignof(q4_0) == 2);
+
 /// Scalars in one element of a row's array. Rows of blocks hold whole blocks.
 template <class T>
 inline constexpr int kScalarsPerElement = 1;
 template <>
 inline constexpr int kScalarsPerElement<q8_0> = kQ8Block;
+template <>
+inline constexpr int kScalarsPerElement<q4_0> = kQ4Block;
 
 /// Bytes of `dim` scalars.
 template <class T>
@@ -123,6 +137,12 @@ template <class T>
 [[nodiscard]] constexpr float scalar_at(const q8_0* row, int j) {
   const q8_0& block = row[j / kQ8Block];
   return to_float(block.scale) * static_cast<float>(block.values[j % kQ8Block]);
+}
+[[nodiscard]] constexpr float scalar_at(const q4_0* row, int j) {
+  const q4_0& block = row[j / kQ4Block];
+  const int at = j % kQ4Block;
+  const int nibble = (block.nibbles[at % 16] >> (at / 16 * 4)) & 15;
+  return to_float(block.scale) * static_cast<float>(nibble - 8);
 }
 
 /// Rounds to nearest, ties to even; NaN stays NaN.

@@ -4,6 +4,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstring>
 
 #include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/signature_ops.hpp"
@@ -12,6 +13,8 @@
 
 namespace magicpig::inline MAGICPIG_ABI {
 
+struct NextRows;
+
 /// A batch of rows that lie anywhere: rows[i] points at `dim` contiguous scalars of any alignment.
 /// The same row may occur several times.
 template <class T>
@@ -19,15 +22,36 @@ struct Rows {
   const T* const* rows = nullptr;
   int count = 0;
   int dim = 0;
-  const Rows* next = nullptr;  ///< rows wanted soon, or null: the i-th is asked for with row i
+  const NextRows* next = nullptr;  ///< rows wanted soon, or null: the i-th is asked for with row i
 };
 
-/// Asks for bytes [begin, end) of row i, if there are such rows and such a row.
-template <class T>
-MAGICPIG_ALWAYS_INLINE void prefetch_row(const Rows<T>* rows, int i, std::size_t begin,
+/// Rows of any type, to be asked for only.
+struct NextRows {
+  NextRows() = default;
+  template <class T>
+  explicit NextRows(const Rows<T>& wanted)
+      : rows(wanted.rows),
+        count(wanted.count),
+        bytes(row_bytes<T>(static_cast<std::size_t>(wanted.dim))) {}
+
+  const void* rows = nullptr;  ///< an array of pointers
+  int count = 0;
+  std::size_t bytes = 0;  ///< of each row
+
+  [[nodiscard]] const char* row(int i) const {
+    const char* address = nullptr;  // copied, as the pointers in the array are of another type
+    std::memcpy(&address,
+                static_cast<const char*>(rows) + static_cast<std::size_t>(i) * sizeof address,
+                sizeof address);
+    return address;
+  }
+};
+
+/// Asks for bytes [begin, end) of row i, as far as there are such rows, such a row and such bytes.
+MAGICPIG_ALWAYS_INLINE void prefetch_row(const NextRows* rows, int i, std::size_t begin,
                                          std::size_t end) {
-  if (rows == nullptr || i >= rows->count) return;
-  prefetch_far(reinterpret_cast<const char*>(rows->rows[i]) + begin, end - begin);
+  if (rows == nullptr || i >= rows->count || begin >= rows->bytes) return;
+  prefetch_far(rows->row(i) + begin, (end < rows->bytes ? end : rows->bytes) - begin);
 }
 
 /// Vectors that many others are multiplied with: row p, scalar j at
@@ -66,18 +90,20 @@ struct CurveView {
 /// float32, of any alignment, and do not overlap unless they are the same argument.
 template <class O>
 concept VectorOps = SignatureOps<O> &&
-    requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8, Panels panels,
-             const float* in, float* inout, CurveView curve, int n) {
+    requires(Rows<float> f32, Rows<fp16> f16, Rows<bf16> b16, Rows<q8_0> q8, Rows<q4_0> q4,
+             Panels panels, const float* in, float* inout, CurveView curve, int n) {
   // dots[g * rows.count + i] = <queries[g * rows.dim ...], row i>, float32 or wider accumulation
   O::dot_rows(f32, in, n, inout);
   O::dot_rows(f16, in, n, inout);
   O::dot_rows(b16, in, n, inout);
   O::dot_rows(q8, in, n, inout);
+  O::dot_rows(q4, in, n, inout);
   // sums[g * rows.dim + j] += sum_i weights[g * rows.count + i] * row_i[j]
   O::add_rows(f32, in, n, inout);
   O::add_rows(f16, in, n, inout);
   O::add_rows(b16, in, n, inout);
   O::add_rows(q8, in, n, inout);
+  O::add_rows(q4, in, n, inout);
   // out[v * panels.count + p] = <in[v * panels.dim ...], row p> for v in [0, n)
   O::project(panels, in, n, inout);
   // the largest of x[n]; -inf for n = 0; NaN is passed over

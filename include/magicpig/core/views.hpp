@@ -7,23 +7,50 @@
 #include <cstdint>
 
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/key_value_checks.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
 
-/// Read access to one layer's key/value cache of one request. Rows are contiguous, of scalars or of
-/// blocks of them (q8_0); where they lie is the source's affair. Copyable and cheap to copy; a copy
+/// A source whose keys lie in memory as contiguous rows of head_dim scalars.
+template <class S>
+concept AddressableKeys = requires(const S& s, int kv_head, TokenId token) {
+  { s.key(kv_head, token) } -> std::same_as<const typename S::KeyScalar*>;
+};
+/// The same of values, [value_dim].
+template <class S>
+concept AddressableValues = requires(const S& s, int kv_head, TokenId token) {
+  { s.value(kv_head, token) } -> std::same_as<const typename S::ValueScalar*>;
+};
+
+/// A source that copies a key's head_dim scalars to `to` from wherever they lie. It is asked from
+/// several threads at once.
+template <class S>
+concept CopiedKeys = requires(const S& s, int kv_head, TokenId token, typename S::KeyScalar* to) {
+  s.read_key(kv_head, token, to);
+};
+/// The same of values, [value_dim].
+template <class S>
+concept CopiedValues = requires(const S& s, int kv_head, TokenId token,
+                                typename S::ValueScalar* to) {
+  s.read_value(kv_head, token, to);
+};
+
+/// Read access to one layer's key/value cache of one request, in rows of scalars or of blocks of
+/// them (q8_0, q4_0). Rows that lie in memory as such are read there, wherever that is; others are
+/// copied one by one when they are read (core/row_reader.hpp). Copyable and cheap to copy; a copy
 /// refers to the same memory.
 template <class S>
 concept KeyValueSource = requires(const S& s, int kv_head, TokenId token) {
-  typename S::Scalar;                              // float, fp16, bf16, q8_0
+  typename S::KeyScalar;                           // float, fp16, bf16, q8_0, q4_0
+  typename S::ValueScalar;                         // one of these too, not always the same
   { s.tokens() } -> std::convertible_to<TokenId>;  // rows per KV head
   { s.kv_heads() } -> std::convertible_to<int>;
   { s.head_dim() } -> std::convertible_to<int>;
   { s.value_dim() } -> std::convertible_to<int>;
-  { s.key(kv_head, token) } -> std::same_as<const typename S::Scalar*>;    // [head_dim]
-  { s.value(kv_head, token) } -> std::same_as<const typename S::Scalar*>;  // [value_dim]
+  requires AddressableKeys<S> || CopiedKeys<S>;
+  requires AddressableValues<S> || CopiedValues<S>;
 };
 
 /// Where rows lie in memory, in bytes: row (h, t) starts at h * head + t * token. Negative strides
@@ -33,15 +60,22 @@ struct ByteStrides {
   std::int64_t token = 0;
 };
 
-/// Keys and values at fixed strides over the host's memory.
+/// The T that lies `bytes` behind `base`.
 template <class T>
+[[nodiscard]] const T* at_offset(const T* base, std::int64_t bytes) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const std::byte*>(base) + bytes);
+}
+
+/// Keys of type K and values of type V at fixed strides over the host's memory.
+template <class K, class V = K>
 class StridedKeyValues {
  public:
-  using Scalar = T;
+  using KeyScalar = K;
+  using ValueScalar = V;
 
   struct Layout {
-    const T* keys = nullptr;    ///< row of KV head 0, token 0
-    const T* values = nullptr;  ///< likewise
+    const K* keys = nullptr;    ///< row of KV head 0, token 0
+    const V* values = nullptr;  ///< likewise
     ByteStrides key_strides = {};
     ByteStrides value_strides = {};
     int kv_heads = 1;
@@ -50,51 +84,31 @@ class StridedKeyValues {
     TokenId tokens = 0;
   };
 
-  /// A view; the memory must outlive it. Errors: null pointers with tokens > 0, a negative count,
-  /// dimensions outside [1, kMaxDim] or not in whole blocks, strides that break the scalar's
-  /// alignment.
+  /// A view; the memory must outlive it. Errors: those of check_key_values(), strides that break
+  /// the scalar's alignment.
   [[nodiscard]] static Result<StridedKeyValues> create(const Layout& layout) noexcept {
-    if (layout.tokens < 0 || layout.kv_heads < 1) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "tokens %d must be at least 0 and kv_heads %d at least 1", layout.tokens,
-                           layout.kv_heads);
+    Status status = check_key_values(layout);
+    if (status.ok()) {
+      status = check_strides<K>({{"key_strides.head", layout.key_strides.head},
+                                 {"key_strides.token", layout.key_strides.token}});
     }
-    if (layout.head_dim < 1 || layout.head_dim > kMaxDim || layout.value_dim < 1 ||
-        layout.value_dim > kMaxDim) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "head_dim %d and value_dim %d must lie in [1, %d]", layout.head_dim,
-                           layout.value_dim, kMaxDim);
+    if (status.ok()) {
+      status = check_strides<V>({{"value_strides.head", layout.value_strides.head},
+                                 {"value_strides.token", layout.value_strides.token}});
     }
-    if (layout.head_dim % kScalarsPerElement<T> != 0 ||
-        layout.value_dim % kScalarsPerElement<T> != 0) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "head_dim %d and value_dim %d must be multiples of the block of %d",
-                           layout.head_dim, layout.value_dim, kScalarsPerElement<T>);
-    }
-    if (layout.tokens > 0 && (layout.keys == nullptr || layout.values == nullptr)) {
-      return Status::error(ErrorCode::kInvalidArgument, "%s is null with %d tokens",
-                           layout.keys == nullptr ? "keys" : "values", layout.tokens);
-    }
-    for (const ByteStrides& s : {layout.key_strides, layout.value_strides}) {
-      if (s.head % std::int64_t{alignof(T)} != 0 || s.token % std::int64_t{alignof(T)} != 0) {
-        return Status::error(ErrorCode::kInvalidArgument,
-                             "strides %lld, %lld bytes are no multiples of the scalar's %zu",
-                             static_cast<long long>(s.head), static_cast<long long>(s.token),
-                             alignof(T));
-      }
-    }
+    if (!status.ok()) return status;
     return StridedKeyValues(layout);
   }
 
   /// Dense [kv_heads, tokens, dim] arrays, the layout known as HND.
-  [[nodiscard]] static Result<StridedKeyValues> head_major(const T* keys, const T* values,
+  [[nodiscard]] static Result<StridedKeyValues> head_major(const K* keys, const V* values,
                                                            const Shape& shape,
                                                            TokenId tokens) noexcept {
     return dense(keys, values, shape, tokens, {.head = tokens, .token = 1});
   }
 
   /// Dense [tokens, kv_heads, dim] arrays, the layout known as NHD.
-  [[nodiscard]] static Result<StridedKeyValues> token_major(const T* keys, const T* values,
+  [[nodiscard]] static Result<StridedKeyValues> token_major(const K* keys, const V* values,
                                                             const Shape& shape,
                                                             TokenId tokens) noexcept {
     return dense(keys, values, shape, tokens, {.head = 1, .token = shape.kv_heads});
@@ -106,11 +120,11 @@ class StridedKeyValues {
   [[nodiscard]] int value_dim() const { return layout_.value_dim; }
 
   /// [head_dim] scalars.
-  [[nodiscard]] const T* key(int kv_head, TokenId token) const {
+  [[nodiscard]] const K* key(int kv_head, TokenId token) const {
     return row(layout_.keys, layout_.key_strides, kv_head, token);
   }
   /// [value_dim] scalars.
-  [[nodiscard]] const T* value(int kv_head, TokenId token) const {
+  [[nodiscard]] const V* value(int kv_head, TokenId token) const {
     return row(layout_.values, layout_.value_strides, kv_head, token);
   }
 
@@ -125,12 +139,12 @@ class StridedKeyValues {
   explicit StridedKeyValues(const Layout& layout) : layout_(layout) {}
 
   // Dense rows; `rows` are strides counted in them.
-  static Result<StridedKeyValues> dense(const T* keys, const T* values, const Shape& shape,
+  static Result<StridedKeyValues> dense(const K* keys, const V* values, const Shape& shape,
                                         TokenId tokens, const ByteStrides& rows) noexcept {
     const std::int64_t key_row =
-        static_cast<std::int64_t>(row_bytes<T>(static_cast<std::size_t>(shape.head_dim)));
+        static_cast<std::int64_t>(row_bytes<K>(static_cast<std::size_t>(shape.head_dim)));
     const std::int64_t value_row =
-        static_cast<std::int64_t>(row_bytes<T>(static_cast<std::size_t>(shape.value_dim)));
+        static_cast<std::int64_t>(row_bytes<V>(static_cast<std::size_t>(shape.value_dim)));
     return create(
         {.keys = keys,
          .values = values,
@@ -142,9 +156,9 @@ class StridedKeyValues {
          .tokens = tokens});
   }
 
+  template <class T>
   static const T* row(const T* base, const ByteStrides& strides, int kv_head, TokenId token) {
-    const std::int64_t offset = kv_head * strides.head + token * strides.token;
-    return reinterpret_cast<const T*>(reinterpret_cast<const std::byte*>(base) + offset);
+    return at_offset(base, kv_head * strides.head + token * strides.token);
   }
 
   Layout layout_;

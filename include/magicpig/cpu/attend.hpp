@@ -11,6 +11,7 @@
 #include <span>
 
 #include "magicpig/core/candidates.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/state.hpp"
 #include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
@@ -44,15 +45,19 @@ static_assert(kAttendRows >= kMaxGroup && kAttendRows >= kAttendTile);
 
 /// Scratch of one worker.
 struct AttendScratch {
-  float* weights = nullptr;      // [reads] inner products, then logits, then weights
-  float* log_pi = nullptr;       // [reads]
-  float* correction = nullptr;   // [reads] log of the estimator's factor
-  float* spread = nullptr;       // [reads] (1 - pi) omega^2
-  float* recent = nullptr;       // [group, value_dim] weighted values not yet in `values`
-  float* spread_tile = nullptr;  // [group, value_dim] values of one tile weighted by spread
-  ErrorSketch sketch;            // of a report
+  float* weights = nullptr;            // [reads] inner products, then logits, then weights
+  float* log_pi = nullptr;             // [reads]
+  float* correction = nullptr;         // [reads] log of the estimator's factor
+  float* spread = nullptr;             // [reads] (1 - pi) omega^2
+  float* recent = nullptr;             // [group, value_dim] weighted values not yet in `values`
+  float* spread_tile = nullptr;        // [group, value_dim] values of one tile weighted by spread
+  std::byte* copied_keys = nullptr;    // [kAttendOwnTile] copies, where keys must be copied
+  std::byte* copied_values = nullptr;  // likewise
+  ErrorSketch sketch;                  // of a report
 
-  [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim) {
+  /// `copies` of the source that is attended to.
+  [[nodiscard]] static AttendScratch carve(Arena& arena, int group, int value_dim,
+                                           const RowCopies& copies = {}) {
     const auto heads = static_cast<std::size_t>(group);
     const auto outputs = heads * static_cast<std::size_t>(value_dim);
     const std::size_t shared = heads * kAttendTile;
@@ -63,6 +68,8 @@ struct AttendScratch {
             .spread = arena.take<float>(reads),
             .recent = arena.take<float>(outputs),
             .spread_tile = arena.take<float>(outputs),
+            .copied_keys = arena.take<std::byte>(kAttendOwnTile * copies.key),
+            .copied_values = arena.take<std::byte>(kAttendOwnTile * copies.value),
             .sketch = ErrorSketch::carve(arena, group, value_dim)};
   }
 };
@@ -84,7 +91,8 @@ struct GroupLogits {
 /// Source: online softmax, Milakov and Gimelshein 2018; by tiles, Dao et al. 2022.
 template <class Ops, KeyValueSource Source>
 class Attend {
-  using Scalar = typename Source::Scalar;
+  using KeyScalar = typename Source::KeyScalar;
+  using ValueScalar = typename Source::ValueScalar;
   static constexpr int kTile = kAttendTile;
   static constexpr int kRecentRows = 256;  // summed in float before they are added up in double
 
@@ -100,7 +108,10 @@ class Attend {
 
   /// Clears `totals`, to which everything is added.
   Attend(const Input& input, const AttendScratch& scratch, const AttendTotals& totals)
-      : in_(input), s_(scratch), totals_(totals) {
+      : in_(input),
+        s_(scratch),
+        totals_(totals),
+        copies_(RowCopies::of<Source>(input.queries.dim, input.key_values.value_dim())) {
     totals_.clear();
     if (in_.report) s_.sketch.clear();
     const std::int64_t outputs = std::int64_t{in_.queries.count} * in_.key_values.value_dim();
@@ -189,22 +200,24 @@ class Attend {
   // Bytes of a key and a value.
   [[nodiscard]] std::int64_t row_size() const {
     return static_cast<std::int64_t>(
-        row_bytes<Scalar>(static_cast<std::size_t>(in_.queries.dim)) +
-        row_bytes<Scalar>(static_cast<std::size_t>(in_.key_values.value_dim())));
+        row_bytes<KeyScalar>(static_cast<std::size_t>(in_.queries.dim)) +
+        row_bytes<ValueScalar>(static_cast<std::size_t>(in_.key_values.value_dim())));
   }
 
   // Tokens that travel from memory together. All heads read all rows, or each head has rows of its
   // own, the tokens that it drew, one head's behind the other's.
   struct Tile {
     bool shared = true;
-    int count = 0;  // tokens
-    int rows = 0;   // as often as they are multiplied
-    int reads = 0;  // of all heads
+    int count = 0;                  // tokens
+    int rows = 0;                   // as often as they are multiplied
+    int reads = 0;                  // of all heads
+    const TokenId* each = nullptr;  // [count] the tokens, each once
     HeadReads heads[kMaxGroup];
-    const Scalar* keys[kAttendRows];
-    const Scalar* values[kAttendRows];
+    const KeyScalar* keys[kAttendRows];
+    const ValueScalar* values[kAttendRows];
     TokenId tokens[kAttendRows];
     std::int32_t positions[kAttendRows];  // in the candidate list
+    TokenId copied[kAttendOwnTile];       // each token once, where rows must be copied
   };
 
   // Rows that are multiplied at once, with as many heads as read them.
@@ -222,13 +235,13 @@ class Attend {
     const HeadReads& own = tile.heads[b];
     return {.row = own.row, .count = own.count, .head = b, .at = own.at};
   }
-  [[nodiscard]] Rows<Scalar> keys(const Tile& tile, const Batch& batch,
-                                  const Rows<Scalar>* next = nullptr) const {
+  [[nodiscard]] Rows<KeyScalar> keys(const Tile& tile, const Batch& batch,
+                                     const NextRows* next = nullptr) const {
     return {
         .rows = tile.keys + batch.row, .count = batch.count, .dim = in_.queries.dim, .next = next};
   }
-  [[nodiscard]] Rows<Scalar> values(const Tile& tile, const Batch& batch,
-                                    const Rows<Scalar>* next = nullptr) const {
+  [[nodiscard]] Rows<ValueScalar> values(const Tile& tile, const Batch& batch,
+                                         const NextRows* next = nullptr) const {
     return {.rows = tile.values + batch.row,
             .count = batch.count,
             .dim = in_.key_values.value_dim(),
@@ -243,7 +256,8 @@ class Attend {
     for (int g = 0; g < in_.queries.count; ++g) {
       tile.heads[g] = {.row = 0, .at = g * count, .count = count};
     }
-    point_at_rows(tile);
+    tile.each = tile.tokens;
+    point_at_rows(tile, [](int i) { return i; });
   }
 
   // Candidates from `first` on; returns the first one of the next tile. A tile is empty only where
@@ -289,15 +303,64 @@ class Attend {
     }
     for (int i = 0; i < row; ++i) tile.positions[i] = places[rows[i]];
     for (int i = 0; i < row; ++i) tile.tokens[i] = tokens[tile.positions[i]];
-    point_at_rows(tile);
+    if constexpr (!AddressableKeys<Source> || !AddressableValues<Source>) {
+      for (int i = 0; i < count; ++i) tile.copied[i] = tokens[places[i]];
+      tile.each = tile.copied;
+    }
+    point_at_rows(tile, [&](int i) { return rows[i]; });
     return first;
   }
 
-  void point_at_rows(Tile& tile) const {
+  // Row i is that of tile.each[place_of(i)]: where it lies, or where it will be copied to.
+  template <class PlaceOf>
+  void point_at_rows(Tile& tile, const PlaceOf& place_of) const {
     for (int i = 0; i < tile.rows; ++i) {
-      tile.keys[i] = in_.key_values.key(in_.kv_head, tile.tokens[i]);
-      tile.values[i] = in_.key_values.value(in_.kv_head, tile.tokens[i]);
+      if constexpr (AddressableKeys<Source>) {
+        tile.keys[i] = in_.key_values.key(in_.kv_head, tile.tokens[i]);
+      } else {
+        tile.keys[i] = key_copy(place_of(i));
+      }
+      if constexpr (AddressableValues<Source>) {
+        tile.values[i] = in_.key_values.value(in_.kv_head, tile.tokens[i]);
+      } else {
+        tile.values[i] = value_copy(place_of(i));
+      }
     }
+  }
+
+  [[nodiscard]] KeyScalar* key_copy(int place) const {
+    return reinterpret_cast<KeyScalar*>(s_.copied_keys +
+                                        static_cast<std::size_t>(place) * copies_.key);
+  }
+  [[nodiscard]] ValueScalar* value_copy(int place) const {
+    return reinterpret_cast<ValueScalar*>(s_.copied_values +
+                                          static_cast<std::size_t>(place) * copies_.value);
+  }
+
+  // Copies that last until another tile's are made.
+  void copy_keys([[maybe_unused]] const Tile& tile) const {
+    if constexpr (!AddressableKeys<Source>) {
+      for (int i = 0; i < tile.count; ++i) {
+        in_.key_values.read_key(in_.kv_head, tile.each[i], key_copy(i));
+      }
+    }
+  }
+  void copy_values([[maybe_unused]] const Tile& tile) const {
+    if constexpr (!AddressableValues<Source>) {
+      for (int i = 0; i < tile.count; ++i) {
+        in_.key_values.read_value(in_.kv_head, tile.each[i], value_copy(i));
+      }
+    }
+  }
+
+  // Rows to be asked for; none that are copied, as they lie elsewhere until then.
+  [[nodiscard]] NextRows next_keys(const Tile& tile, const Batch& batch) const {
+    if constexpr (AddressableKeys<Source>) return NextRows(keys(tile, batch));
+    return NextRows();
+  }
+  [[nodiscard]] NextRows next_values(const Tile& tile, const Batch& batch) const {
+    if constexpr (AddressableValues<Source>) return NextRows(values(tile, batch));
+    return NextRows();
   }
 
   // For each tile that fill(tile) makes, until it makes an empty one: computes the inner products,
@@ -310,21 +373,23 @@ class Attend {
       const Tile& tile = tiles_[t];
       Tile& next_tile = tiles_[1 - t];
       fill(next_tile);
+      copy_keys(tile);
       for (int b = 0; b < batches(tile); ++b) {
         const Batch at = batch(tile, b);
-        const Rows<Scalar> next = values(tile, at);
+        const NextRows next = next_values(tile, at);
         Ops::dot_rows(keys(tile, at, &next), in_.queries[at.head], at.heads, s_.weights + at.at);
       }
+      copy_values(tile);
       use(tile);
       if (recent_rows_ + tile.count > kRecentRows) add_up_recent();
       recent_rows_ += tile.count;
       for (int b = 0; b < batches(tile); ++b) {
         const Batch at = batch(tile, b);
-        const Rows<Scalar> next = keys(next_tile, batch(next_tile, b));
+        const NextRows next = next_keys(next_tile, batch(next_tile, b));
         Ops::add_rows(values(tile, at, &next), s_.weights + at.at, at.heads,
                       s_.recent + std::int64_t{at.head} * in_.key_values.value_dim());
         for (int i = at.count; i < next.count; ++i) {
-          prefetch_row(&next, i, 0, row_bytes<Scalar>(static_cast<std::size_t>(next.dim)));
+          prefetch_row(&next, i, 0, next.bytes);
         }
       }
     }
@@ -446,7 +511,7 @@ class Attend {
   void add_to_group(const Tile& tile, int row, int g, int j, float weight) {
     const int dim = in_.key_values.value_dim();
     s_.sketch.weights(j, 0)[g] += static_cast<double>(weight);
-    Ops::add_rows(Rows<Scalar>{.rows = tile.values + row, .count = 1, .dim = dim}, &weight, 1,
+    Ops::add_rows(Rows<ValueScalar>{.rows = tile.values + row, .count = 1, .dim = dim}, &weight, 1,
                   s_.sketch.values(j, 0) + std::int64_t{g} * dim);
   }
 
@@ -511,6 +576,7 @@ class Attend {
   Input in_;
   AttendScratch s_;
   AttendTotals totals_;
+  RowCopies copies_;
   int recent_rows_ = 0;     // in recent
   int sketched_tiles_ = 0;  // since the last restart
   TableGroups groups_;      // of the candidates

@@ -64,6 +64,17 @@ class EigenBlock {
       }
     }
   }
+  static void widen(const q4_0* from, int size, float* to) {
+    constexpr int kHalf = kQ4Block / 2;
+    for (int b = 0; b < size / kQ4Block; ++b, to += kQ4Block) {
+      const float scale = to_float(from[b].scale);
+      for (int k = 0; k < kHalf; ++k) {
+        const int both = from[b].nibbles[k];
+        to[k] = scale * static_cast<float>((both & 15) - 8);
+        to[kHalf + k] = scale * static_cast<float>((both >> 4) - 8);
+      }
+    }
+  }
 
   static void widen_run(const bf16* from, float* to) {
     for (int k = 0; k < kRun; ++k) to[k] = to_float(from[k]);
@@ -232,7 +243,7 @@ struct EigenOps : ScalarSignatureOps {
   static void prefetch_next(const Rows<T>& rows, int first) {
     if (rows.next == nullptr) return;
     for (int r = 0; r < EigenBlock::kRows; ++r) {
-      prefetch_row(rows.next, first + r, 0, row_bytes<T>(static_cast<std::size_t>(rows.next->dim)));
+      prefetch_row(rows.next, first + r, 0, rows.next->bytes);
     }
   }
 

@@ -484,7 +484,7 @@ struct HighwayOps : HighwaySignatureOps {
   // Inner products of all rows with up to four queries over one chunk of dimensions.
   template <class T>
   HWY_INLINE static void dot_chunk(const Rows<T>& rows, const HighwayQueries<T>& queries, int heads,
-                                   float* dots, const Rows<T>* next) {
+                                   float* dots, const NextRows* next) {
     typename HighwayDots<T>::Block block{.rows = {},
                                          .dim = static_cast<std::size_t>(rows.dim),
                                          .begin = queries.begin,
@@ -495,7 +495,7 @@ struct HighwayOps : HighwaySignatureOps {
       // Short of rows, the last one is multiplied again and the product dropped.
       for (int r = 0; r < 4; ++r) block.rows[r] = rows.rows[i + (r < count ? r : count - 1)];
       for (int r = 0; r < count && next != nullptr; ++r) {
-        prefetch_row(next, i + r, 0, row_bytes<T>(static_cast<std::size_t>(next->dim)));
+        prefetch_row(next, i + r, 0, next->bytes);
       }
       for (int g = 0; g < heads;) {
         block.queries = queries.data + static_cast<std::size_t>(g) * HighwayQueries<T>::kStride;

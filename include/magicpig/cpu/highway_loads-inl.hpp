@@ -80,6 +80,15 @@ struct HighwayLoads {
                 hn::ConvertTo(Tag(), hn::PromoteTo(d32, hn::LoadU(d8, values + hn::Lanes(Tag())))));
   }
 
+  /// A product of 4 and 11 significant bits is exact. Each vector has lower or upper halves only.
+  HWY_INLINE static void load(const q4_0* row, std::size_t j, Vector& a, Vector& b) {
+    const hn::Rebind<std::uint16_t, Tag> du16;
+    const q4_0& block = row[j / kQ4Block];
+    const Vector scale = widen_half(hn::Set(du16, block.scale.bits));
+    a = hn::Mul(scale, widen_nibbles(block.nibbles, j % kQ4Block));
+    b = hn::Mul(scale, widen_nibbles(block.nibbles, j % kQ4Block + hn::Lanes(Tag())));
+  }
+
   /// The last dim modulo step() scalars of row[dim], if any, in a window of step() scalars that
   /// ends with the row, zeros before them; a row shorter than the window is followed by zeros.
   /// Reads within the row only.
@@ -100,6 +109,10 @@ struct HighwayLoads {
   }
   /// Blocks hold whole steps, so there is no rest; written all the same, or compilers warn of it.
   HWY_INLINE static void load_rest(const q8_0*, std::size_t, Vector& a, Vector& b) {
+    a = b = hn::Zero(Tag());
+  }
+
+  HWY_INLINE static void load_rest(const q4_0*, std::size_t, Vector& a, Vector& b) {
     a = b = hn::Zero(Tag());
   }
 
@@ -125,6 +138,16 @@ struct HighwayLoads {
  private:
   template <class T>
   static constexpr bool kPaired = std::is_same_v<T, bf16>;
+
+  // Numbers [at, at + Lanes()) of a block, each less 8.
+  HWY_INLINE static Vector widen_nibbles(const std::uint8_t* nibbles, std::size_t at) {
+    constexpr std::size_t kHalf = kQ4Block / 2;
+    const hn::Rebind<std::uint8_t, Tag> d8;
+    const hn::Rebind<std::int32_t, Tag> d32;
+    const auto bytes = hn::PromoteTo(d32, hn::LoadU(d8, nibbles + at % kHalf));
+    const auto numbers = at < kHalf ? hn::And(bytes, hn::Set(d32, 15)) : hn::ShiftRight<4>(bytes);
+    return hn::ConvertTo(Tag(), hn::Sub(numbers, hn::Set(d32, 8)));
+  }
 
   template <class Bits>
   HWY_INLINE static Vector widen_half(Bits bits) {

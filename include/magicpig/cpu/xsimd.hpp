@@ -290,10 +290,10 @@ class XsimdPanel {
 /// exponentials are within 2 units in the last place and logarithms within 4.
 ///
 /// What is slow about it: queries and sums of paired scalars (bf16; fp16 too without F16C) are put
-/// in order and back through memory; without AVX2 bytes of q8_0 are widened and the curve's nodes
-/// read one by one, and without F16C fp16 takes some ten operations; for AVX-512BW without
-/// optimisation g++ cannot compile xsimd's logarithm, which is libm's then. The benchmark `ops`
-/// says how much it is.
+/// in order and back through memory; without AVX2 bytes of q8_0 and q4_0 are widened and the
+/// curve's nodes read one by one, and without F16C fp16 takes some ten operations; for AVX-512BW
+/// without optimisation g++ cannot compile xsimd's logarithm, which is libm's then. The benchmark
+/// `ops` says how much it is.
 ///
 /// Most of xsimd's functions carry the name of xsimd's instruction set, not that of MAGICPIG_ABI,
 /// and some carry none. With optimisation compilers inline all that are used here; without, units
@@ -414,7 +414,7 @@ struct XsimdOps : XsimdSignatureOps {
   // Inner products of all rows with up to four queries over one chunk of dimensions.
   template <class T>
   static void dot_chunk(const Rows<T>& rows, const XsimdQueries<T>& queries, int heads, float* dots,
-                        const Rows<T>* next) {
+                        const NextRows* next) {
     typename XsimdDots<T>::Block block{.rows = {},
                                        .dim = static_cast<std::size_t>(rows.dim),
                                        .begin = queries.begin,
@@ -427,7 +427,7 @@ struct XsimdOps : XsimdSignatureOps {
         // Short of rows, the last one is multiplied again and the product dropped.
         block.rows[r] = rows.rows[i + (r < block.count ? r : block.count - 1)];
         if (next == nullptr) continue;
-        prefetch_row(next, i + r, 0, row_bytes<T>(static_cast<std::size_t>(next->dim)));
+        prefetch_row(next, i + r, 0, next->bytes);
       }
       for (int g = 0; g < heads;) {
         block.queries = queries.data + static_cast<std::size_t>(g) * XsimdQueries<T>::kStride;

@@ -71,6 +71,14 @@ class XsimdLoads {
     return {scale * widen_bytes(values), scale * widen_bytes(values + kLanes)};
   }
 
+  /// A product of 4 and 11 significant bits is exact. Each batch has lower or upper halves only.
+  static Pair load(const q4_0* row, std::size_t j) {
+    const q4_0& block = row[j / kQ4Block];
+    const Vector scale(to_float(block.scale));
+    return {scale * widen_nibbles(block.nibbles, j % kQ4Block),
+            scale * widen_nibbles(block.nibbles, j % kQ4Block + kLanes)};
+  }
+
   /// The last dim modulo kStep scalars of row[dim], in a window of kStep scalars that ends with the
   /// row, zeros before them; a row shorter than the window is followed by zeros. Reads within the
   /// row only.
@@ -89,6 +97,7 @@ class XsimdLoads {
   }
   /// Blocks hold whole steps.
   static Pair load_rest(const q8_0*, std::size_t) { return {Vector(0.0F), Vector(0.0F)}; }
+  static Pair load_rest(const q4_0*, std::size_t) { return {Vector(0.0F), Vector(0.0F)}; }
 
   /// Floats [0, kStep) in the order in which scalars of type T are loaded, and back.
   template <class T>
@@ -124,6 +133,7 @@ class XsimdLoads {
   using Bits = xsimd::batch<std::uint32_t>;
   using Integers = xsimd::batch<std::int32_t>;
   static_assert(kStep <= 32 && kQ8Block % kStep == 0, "no step crosses a block's end");
+  static_assert(kQ4Block % kStep == 0 && kQ4Block / 2 % kLanes == 0, "nor the middle of q4_0's");
 
   static constexpr float kPlaces[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
                                         11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
@@ -150,6 +160,25 @@ class XsimdLoads {
     for (std::size_t i = 0; i < kLanes; ++i) wide[i] = values[i];
     return xsimd::to_float(Integers::load_aligned(wide));
 #endif
+  }
+
+  // Numbers [at, at + kLanes) of a block, each less 8.
+  static Vector widen_nibbles(const std::uint8_t* nibbles, std::size_t at) {
+    constexpr std::size_t kHalf = kQ4Block / 2;
+    const std::uint8_t* from = nibbles + at % kHalf;
+#if XSIMD_WITH_AVX512F
+    const Integers bytes(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif XSIMD_WITH_AVX2
+    const Integers bytes(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+    alignas(kAlignment) std::int32_t wide[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i) wide[i] = from[i];
+    const Integers bytes = Integers::load_aligned(wide);
+#endif
+    const Integers numbers = at < kHalf ? bytes & Integers(15) : bytes >> 4;
+    return xsimd::to_float(numbers - Integers(8));
   }
 
   // The halves are in the lower 16 bits. Choices are made among floats; see XsimdOps::log().

@@ -15,6 +15,7 @@
 #include "magicpig/core/checksum.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
@@ -344,11 +345,12 @@ class ProductQuantiser::Trainer {
     return trainer;
   }
 
-  // Returns a token whose key is not finite, or -1.
-  template <KeyValueSource Source>
-  [[nodiscard]] TokenId train(const Source& source, TokenRange range, int kv_head,
+  // Returns a token whose key is not finite, or -1. key_of(token) is a row, valid until the next is
+  // asked for.
+  template <class KeyOf>
+  [[nodiscard]] TokenId train(const KeyOf& key_of, TokenRange range, int kv_head,
                               const ProductQuantiserConfig& config, ProductQuantiser& to) {
-    const auto key = [&](int i) { return source.key(kv_head, token(range, i)); };
+    const auto key = [&](int i) { return key_of(token(range, i)); };
     for (int i = 0; i < samples_; ++i) {
       if (largest_magnitude(key(i), nullptr, to.dim_) >= kInfinityBits) return token(range, i);
     }
@@ -389,11 +391,12 @@ class ProductQuantiser::Trainer {
 
   template <class Key>
   void take_mean(const Key& key, const ProductQuantiser& to) {
-    for (int j = 0; j < to.dim_; ++j) {
-      double sum = 0.0;
-      for (int i = 0; i < samples_; ++i) sum += static_cast<double>(scalar_at(key(i), j));
-      mean_[j] = static_cast<float>(sum / samples_);
+    double sums[kMaxDim] = {};
+    for (int i = 0; i < samples_; ++i) {
+      const auto* from = key(i);
+      for (int j = 0; j < to.dim_; ++j) sums[j] += static_cast<double>(scalar_at(from, j));
     }
+    for (int j = 0; j < to.dim_; ++j) mean_[j] = static_cast<float>(sums[j] / samples_);
   }
 
   void find_axes(int kv_head, ProductQuantiser& to) {
@@ -569,14 +572,16 @@ Result<ProductQuantiser> ProductQuantiser::train(const Backend& backend, const S
   if (!made.reserve() || !scratch.resize(size * static_cast<std::size_t>(workers))) {
     return Status::error(ErrorCode::kOutOfMemory, "no memory to learn from %d keys", samples);
   }
+  KeyReader<Source> keys(source);
   Buffer<TokenId> bad;  // per KV head, the first sampled token that is not finite, or -1
-  if (!bad.resize(static_cast<std::size_t>(config.kv_heads))) {
+  if (!bad.resize(static_cast<std::size_t>(config.kv_heads)) || !keys.reserve(workers, 1)) {
     return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", config.kv_heads);
   }
   backend.executor.parallel_for(config.kv_heads, [&](int h, int worker) {
     Arena arena({scratch.data() + static_cast<std::size_t>(worker) * size, size});
     Trainer trainer = Trainer::carve(arena, made, samples);
-    bad.data()[h] = trainer.train(source, range, h, config, made);
+    const auto key = [&](TokenId token) { return keys.row(h, token, worker); };
+    bad.data()[h] = trainer.train(key, range, h, config, made);
   });
   for (int h = 0; h < config.kv_heads; ++h) {
     if (bad.data()[h] < 0) continue;

@@ -13,6 +13,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/shared.hpp"
 #include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
@@ -213,14 +214,15 @@ class BucketTables {
     PresentTokens tokens;
     Buffer<float> centres;
     Buffer<double> sums;
+    KeyReader<Source> keys(source);
     if (!tokens.list(range_, erased()) || !centres.resize(centres_.size()) ||
-        !sums.resize(centres_.size())) {
+        !sums.resize(centres_.size()) || !keys.reserve(backend.executor.workers(), kMeanSlots)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to centre %d tokens", range_.size());
     }
     if (tokens.count() == 0) return Status();
-    mean_of_rows(
-        backend, kv_heads(), dim(), {.begin = 0, .end = tokens.count()},
-        [&](int h, TokenId i) { return source.key(h, tokens[i]); }, sums.data(), centres.data());
+    PresentReader present(keys, tokens);
+    mean_of_rows(backend, kv_heads(), dim(), {.begin = 0, .end = tokens.count()}, present,
+                 sums.data(), centres.data());
     std::swap(centres_, centres);
     status = rehash(backend, source, range_);
     if (!status.ok()) std::swap(centres_, centres);
@@ -337,17 +339,18 @@ class BucketTables {
     if (!ready.ok()) return ready;
     const int workers = backend.executor.workers();
     Change change(*family_, config_.kv_heads);
+    KeyReader<Source> keys(source);
     change.tokens = {.begin = range_.end, .end = end};
-    if (!prepare(change, workers)) {
+    if (!prepare(change, workers) || !keys.reserve(workers, kMeanSlots)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            change.tokens.size());
     }
     if (make_centres) {
-      change.hasher.make_centres(backend, source, change.tokens, centres_.data());
+      change.hasher.make_centres(backend, keys, change.tokens, centres_.data());
     }
     for (int s = 0; s < change.fresh.count(); ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
-        const Status status = make_segment(backend, source, change, s, h);
+        const Status status = make_segment(backend, keys, change, s, h);
         if (!status.ok()) return status;
       }
     }
@@ -381,7 +384,7 @@ class BucketTables {
 
   // Makes fresh segment `s` of the change for one head: old tokens of the segment, then new ones.
   template <class Backend, KeyValueSource Source>
-  Status make_segment(const Backend& backend, const Source& source, Change& change, int s,
+  Status make_segment(const Backend& backend, KeyReader<Source>& keys, Change& change, int s,
                       int kv_head) noexcept {
     const int number = change.first_segment + s;
     const Segment none;
@@ -397,7 +400,7 @@ class BucketTables {
                            old.tokens() + tokens.size());
     }
     float* norms = norms_of(kv_head).writable() + (tokens.begin - range_.begin);
-    const Status status = hash(backend, source, change, kv_head, tokens, norms);
+    const Status status = hash(backend, keys, change, kv_head, tokens, norms);
     if (!status.ok()) return status;
     backend.executor.parallel_for(family_->tables(), [&](int table, int) {
       fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
@@ -407,14 +410,13 @@ class BucketTables {
 
   // Norms of `tokens` and their codes [tables, tokens], to the change's.
   template <class Backend, KeyValueSource Source>
-  Status hash(const Backend& backend, const Source& source, Change& change, int kv_head,
+  Status hash(const Backend& backend, KeyReader<Source>& keys, Change& change, int kv_head,
               TokenRange tokens, float* norms) const noexcept {
-    change.hasher.hash(backend, source, kv_head, tokens, centre(kv_head), norms,
-                       change.codes.data());
+    change.hasher.hash(backend, keys, kv_head, tokens, centre(kv_head), norms, change.codes.data());
     for (int i = 0; i < tokens.size(); ++i) {
       if (std::isfinite(norms[i])) continue;
       // The centre spreads one such key to the norms of all; without one this norm overflowed.
-      const TokenId token = first_not_finite(source, kv_head, change.tokens, tokens.begin + i);
+      const TokenId token = first_not_finite(keys, kv_head, change.tokens, tokens.begin + i);
       return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                            token, kv_head);
     }
@@ -436,12 +438,14 @@ class BucketTables {
     Rewrite rewrite;
     change.tokens = tokens;
     change.first_segment = (tokens.begin - range_.begin) / config_.segment_tokens;
-    if (!prepare(change, rewrite, backend.executor.workers())) {
+    KeyReader<Source> keys(source);
+    const int workers = backend.executor.workers();
+    if (!prepare(change, rewrite, workers) || !keys.reserve(workers, 1)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to rehash %d tokens", tokens.size());
     }
     for (int s = 0; s < change.fresh.count(); ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
-        const Status status = make_again(backend, source, change, rewrite, s, h);
+        const Status status = make_again(backend, keys, change, rewrite, s, h);
         if (!status.ok()) return status;
       }
     }
@@ -473,8 +477,8 @@ class BucketTables {
   // Segment `s` of the change for one head, with the present codes of those of its tokens that are
   // not to be hashed.
   template <class Backend, KeyValueSource Source>
-  Status make_again(const Backend& backend, const Source& source, Change& change, Rewrite& rewrite,
-                    int s, int kv_head) noexcept {
+  Status make_again(const Backend& backend, KeyReader<Source>& keys, Change& change,
+                    Rewrite& rewrite, int s, int kv_head) noexcept {
     const int number = change.first_segment + s;
     const Segment& old = segment(number, kv_head);
     const TokenId first = segment_begin(number);
@@ -488,7 +492,7 @@ class BucketTables {
     }
     float* norms = rewrite.norms.data() + std::int64_t{kv_head} * change.tokens.size() +
                    (tokens.begin - change.tokens.begin);
-    const Status status = hash(backend, source, change, kv_head, tokens, norms);
+    const Status status = hash(backend, keys, change, kv_head, tokens, norms);
     if (!status.ok()) return status;
     backend.executor.parallel_for(family_->tables(), [&](int table, int worker) {
       Code* codes = rewrite.codes.data() + std::int64_t{worker} * tokens_in(change.first_segment);

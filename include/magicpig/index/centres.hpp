@@ -13,6 +13,7 @@
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/token_mask.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
@@ -50,16 +51,20 @@ struct Centres {
 /// quarter of the time to encode 98,304 keys.
 inline constexpr int kMeanRows = 8192;
 
-/// For each KV head the mean over `tokens`, at least one, of row(head, token) [dim], to `means`
-/// [kv_heads, dim]; `sums` [kv_heads, dim] is scratch. Of more than kMeanRows tokens it reads
-/// groups of eight, equally far apart. Summed in double and in the order of tokens, on the
-/// backend's workers: the same bits on every machine. Nothing is read where dim is 0.
-template <class Backend, class Row>
-void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange tokens, const Row& row,
+/// Rows that mean_of_rows() has at once, of each worker.
+inline constexpr int kMeanSlots = 8;
+
+/// For each KV head the mean over `tokens`, at least one, of its rows [dim], to `means`
+/// [kv_heads, dim]; `sums` [kv_heads, dim] is scratch. `from` is a RowReader with kMeanSlots
+/// slots, or has row() and prefetch() as one has. Of more than kMeanRows tokens it reads groups of
+/// eight, equally far apart. Summed in double and in the order of tokens, on the backend's workers:
+/// the same bits on every machine. Nothing is read where dim is 0.
+template <class Backend, class Reader>
+void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange tokens, Reader& from,
                   double* sums, float* means) noexcept {
   if (dim == 0) return;
   const std::int64_t stride = std::int64_t{8} * ((tokens.size() - 1) / kMeanRows + 1);
-  backend.executor.parallel_for(kv_heads, [&](int h, int) {
+  backend.executor.parallel_for(kv_heads, [&](int h, int worker) {
     double* sum = sums + std::int64_t{h} * dim;
     float* mean = means + std::int64_t{h} * dim;
     for (int j = 0; j < dim; ++j) sum[j] = 0.0;
@@ -69,11 +74,11 @@ void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange toke
     for (; t + 8 <= tokens.end; t += stride, rows += 8) {
       for (std::int64_t next = t + 2 * stride; next < t + 2 * stride + 8; ++next) {
         if (next >= tokens.end) break;
-        const auto* from = row(h, static_cast<TokenId>(next));
-        prefetch_far(
-            from, row_bytes<std::remove_cvref_t<decltype(*from)>>(static_cast<std::size_t>(dim)));
+        from.prefetch(h, static_cast<TokenId>(next));
       }
-      const auto at_row = [&](int i) { return row(h, static_cast<TokenId>(t + i)); };
+      const auto at_row = [&](int i) {
+        return from.row(h, static_cast<TokenId>(t + i), worker, i);
+      };
       const auto* r0 = at_row(0);
       const auto* r1 = at_row(1);
       const auto* r2 = at_row(2);
@@ -83,13 +88,13 @@ void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange toke
       const auto* r6 = at_row(6);
       const auto* r7 = at_row(7);
       for (int j = 0; j < dim; ++j) {
-        const auto at = [j](const auto* from) { return static_cast<double>(scalar_at(from, j)); };
+        const auto at = [j](const auto* row) { return static_cast<double>(scalar_at(row, j)); };
         sum[j] = sum[j] + at(r0) + at(r1) + at(r2) + at(r3) + at(r4) + at(r5) + at(r6) + at(r7);
       }
     }
     for (; t < tokens.end; ++t, ++rows) {
-      const auto* from = row(h, static_cast<TokenId>(t));
-      for (int j = 0; j < dim; ++j) sum[j] += static_cast<double>(scalar_at(from, j));
+      const auto* row = from.row(h, static_cast<TokenId>(t), worker, 0);
+      for (int j = 0; j < dim; ++j) sum[j] += static_cast<double>(scalar_at(row, j));
     }
     for (int j = 0; j < dim; ++j) mean[j] = static_cast<float>(sum[j] / rows);
   });
@@ -97,11 +102,11 @@ void mean_of_rows(const Backend& backend, int kv_heads, int dim, TokenRange toke
 
 /// The first token of `tokens` whose key of a KV head is not finite; `otherwise` if all are.
 template <KeyValueSource Source>
-[[nodiscard]] TokenId first_not_finite(const Source& source, int kv_head, TokenRange tokens,
+[[nodiscard]] TokenId first_not_finite(KeyReader<Source>& keys, int kv_head, TokenRange tokens,
                                        TokenId otherwise) noexcept {
   for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-    const auto* key = source.key(kv_head, t);
-    for (int j = 0; j < source.head_dim(); ++j) {
+    const auto* key = keys.row(kv_head, t);
+    for (int j = 0; j < keys.dim(); ++j) {
       if (!std::isfinite(scalar_at(key, j))) return t;
     }
   }
@@ -137,6 +142,23 @@ class PresentTokens {
   Buffer<TokenId> tokens_;
 };
 
+/// The rows of present tokens by their rank, for mean_of_rows().
+template <class Reader>
+class PresentReader {
+ public:
+  /// Both must outlive it.
+  PresentReader(Reader& rows, const PresentTokens& tokens) : rows_(rows), tokens_(tokens) {}
+
+  [[nodiscard]] const auto* row(int kv_head, TokenId rank, int worker, int slot) {
+    return rows_.row(kv_head, tokens_[rank], worker, slot);
+  }
+  void prefetch(int kv_head, TokenId rank) const { rows_.prefetch(kv_head, tokens_[rank]); }
+
+ private:
+  Reader& rows_;
+  const PresentTokens& tokens_;
+};
+
 /// How far `centres` [kv_heads, dim] are from the means of the keys of `tokens`: |mean - c| over
 /// the root mean square of |k - c|, the largest of all KV heads, in [0, 1]; 0 without tokens. Of
 /// more than kMeanRows tokens it reads those that mean_of_rows() reads. Errors: a key that is not
@@ -149,11 +171,13 @@ template <class Backend, KeyValueSource Source>
   const int heads = source.kv_heads();
   if (tokens.count() == 0) return 0.0;
   Buffer<double> sums;  // [kv_heads, 2, dim]
-  if (!sums.resize(2 * static_cast<std::size_t>(heads) * static_cast<std::size_t>(dim))) {
+  KeyReader<Source> keys(source);
+  if (!sums.resize(2 * static_cast<std::size_t>(heads) * static_cast<std::size_t>(dim)) ||
+      !keys.reserve(backend.executor.workers(), 1)) {
     return Status::error(ErrorCode::kOutOfMemory, "no memory to measure %d KV heads", heads);
   }
   const std::int64_t stride = std::int64_t{8} * ((tokens.count() - 1) / kMeanRows + 1);
-  backend.executor.parallel_for(heads, [&](int h, int) {
+  backend.executor.parallel_for(heads, [&](int h, int worker) {
     double* sum = sums.data() + std::int64_t{2} * h * dim;
     double* square = sum + dim;
     const float* centre = centres + std::int64_t{h} * dim;
@@ -161,7 +185,7 @@ template <class Backend, KeyValueSource Source>
     int rows = 0;
     for (std::int64_t first = 0; first < tokens.count(); first += stride) {
       for (std::int64_t i = first; i < first + 8 && i < tokens.count(); ++i, ++rows) {
-        const auto* key = source.key(h, tokens[static_cast<TokenId>(i)]);
+        const auto* key = keys.row(h, tokens[static_cast<TokenId>(i)], worker);
         for (int j = 0; j < dim; ++j) {
           const auto off = static_cast<double>(scalar_at(key, j) - centre[j]);
           sum[j] += off;
@@ -193,7 +217,8 @@ template <class Backend, KeyValueSource Source>
 template <KeyValueSource SourceType>
 class PresentRows {
  public:
-  using Scalar = typename SourceType::Scalar;
+  using KeyScalar = typename SourceType::KeyScalar;
+  using ValueScalar = typename SourceType::ValueScalar;
 
   PresentRows(const SourceType& source, const TokenMask& gone, TokenId instead)
       : source_(source), gone_(gone), instead_(instead) {}
@@ -202,14 +227,26 @@ class PresentRows {
   [[nodiscard]] int kv_heads() const { return source_.kv_heads(); }
   [[nodiscard]] int head_dim() const { return source_.head_dim(); }
   [[nodiscard]] int value_dim() const { return source_.value_dim(); }
-  [[nodiscard]] const Scalar* key(int kv_head, TokenId token) const {
-    return source_.key(kv_head, gone_.has(token) ? instead_ : token);
+  [[nodiscard]] const KeyScalar* key(int kv_head,
+                                     TokenId token) const requires AddressableKeys<SourceType> {
+    return source_.key(kv_head, there(token));
   }
-  [[nodiscard]] const Scalar* value(int kv_head, TokenId token) const {
-    return source_.value(kv_head, gone_.has(token) ? instead_ : token);
+  [[nodiscard]] const ValueScalar* value(int kv_head, TokenId token) const requires
+      AddressableValues<SourceType> {
+    return source_.value(kv_head, there(token));
+  }
+  void read_key(int kv_head, TokenId token, KeyScalar* to) const
+      requires(!AddressableKeys<SourceType>) {
+    source_.read_key(kv_head, there(token), to);
+  }
+  void read_value(int kv_head, TokenId token, ValueScalar* to) const
+      requires(!AddressableValues<SourceType>) {
+    source_.read_value(kv_head, there(token), to);
   }
 
  private:
+  [[nodiscard]] TokenId there(TokenId token) const { return gone_.has(token) ? instead_ : token; }
+
   SourceType source_;
   TokenMask gone_;
   TokenId instead_;

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/version.hpp"
@@ -105,14 +106,14 @@ struct KeyPlace {
 /// The first of `tokens`, and of its KV heads, whose key has a coordinate that is not a number or
 /// beyond `limit` in magnitude.
 template <class Backend, KeyValueSource Source>
-[[nodiscard]] KeyPlace first_key_beyond(const Backend& backend, const Source& source,
+[[nodiscard]] KeyPlace first_key_beyond(const Backend& backend, KeyReader<Source>& keys,
                                         TokenRange tokens, float limit) noexcept {
   std::atomic<std::int64_t> first{INT64_MAX};  // (token, head)
-  backend.executor.parallel_for(source.kv_heads(), [&](int h, int) {
+  backend.executor.parallel_for(keys.source().kv_heads(), [&](int h, int worker) {
     for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-      const auto* key = source.key(h, t);
+      const auto* key = keys.row(h, t, worker);
       bool fits = true;
-      for (int j = 0; j < source.head_dim(); ++j) fits &= std::fabs(scalar_at(key, j)) <= limit;
+      for (int j = 0; j < keys.dim(); ++j) fits &= std::fabs(scalar_at(key, j)) <= limit;
       if (fits) continue;
       const std::int64_t here = (std::int64_t{t} << 24) | h;
       for (std::int64_t seen = first.load();
@@ -128,10 +129,9 @@ template <class Backend, KeyValueSource Source>
 
 /// Error: a key that is not finite.
 template <class Backend, KeyValueSource Source>
-[[nodiscard]] Status check_finite_keys(const Backend& backend, const Source& source,
+[[nodiscard]] Status check_finite_keys(const Backend& backend, KeyReader<Source>& keys,
                                        TokenRange tokens) noexcept {
-  const KeyPlace bad =
-      first_key_beyond(backend, source, tokens, (std::numeric_limits<float>::max)());
+  const KeyPlace bad = first_key_beyond(backend, keys, tokens, (std::numeric_limits<float>::max)());
   if (bad.token < 0) return Status();
   return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                        bad.token, bad.kv_head);

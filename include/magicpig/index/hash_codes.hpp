@@ -11,6 +11,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
@@ -96,24 +97,26 @@ class HashCodes {
     if (!status.ok()) return status;
     const int workers = backend.executor.workers();
     KeyHasher<Family> hasher(*family_);
+    Readers<Source> read{KeyReader<Source>(source), ValueReader<Source>(source)};
     Batch batch;
     constexpr auto kTokens = static_cast<std::size_t>(Segment::kTokens);
     if (!hasher.reserve(kv_heads(), workers) || !batch.norms.resize(kTokens) ||
         !batch.codes.resize(kTokens * static_cast<std::size_t>(family_->tables())) ||
+        !read.keys.reserve(workers, kMeanSlots) || !read.values.reserve(workers, 1) ||
         !reserve(end)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            end - range_.end);
     }
     const TokenRange all{.begin = range_.end, .end = end};
     if (config_.centred && range_.empty()) {
-      hasher.make_centres(backend, source, all, centres_.data());
+      hasher.make_centres(backend, read.keys, all, centres_.data());
     }
     for (TokenId t = all.begin; t < end && status.ok();) {
       const TokenId at = t - range_.begin;
       const TokenId room = Segment::kTokens - at % Segment::kTokens;
       const TokenRange part{.begin = t, .end = end - t < room ? end : t + room};
       for (int h = 0; h < kv_heads() && status.ok(); ++h) {
-        status = fill(backend, source, h, part, all, hasher, batch);
+        status = fill(backend, read, h, part, all, hasher, batch);
       }
       t = part.end;
     }
@@ -168,6 +171,12 @@ class HashCodes {
     Buffer<float> norms;
   };
 
+  template <KeyValueSource Source>
+  struct Readers {
+    KeyReader<Source> keys;
+    ValueReader<Source> values;
+  };
+
   [[nodiscard]] static int segments_for(TokenId tokens) {
     return tokens / Segment::kTokens + (tokens % Segment::kTokens != 0 ? 1 : 0);
   }
@@ -205,10 +214,10 @@ class HashCodes {
 
   // `part`, which lies in one segment, of one KV head; `all` that are appended.
   template <class Backend, KeyValueSource Source>
-  Status fill(const Backend& backend, const Source& source, int kv_head, TokenRange part,
+  Status fill(const Backend& backend, Readers<Source>& read, int kv_head, TokenRange part,
               TokenRange all, KeyHasher<Family>& hasher, Batch& batch) noexcept {
     const float* centre = centres_.data() + std::int64_t{kv_head} * dim();
-    hasher.hash(backend, source, kv_head, part, centre, batch.norms.data(), batch.codes.data());
+    hasher.hash(backend, read.keys, kv_head, part, centre, batch.norms.data(), batch.codes.data());
     const TokenId at = part.begin - range_.begin;
     Segment& segment = segments_.at(at / Segment::kTokens, kv_head);
     const TokenId first = at % Segment::kTokens;
@@ -219,15 +228,15 @@ class HashCodes {
     });
     float* norms = segment.value_norms.data() + first;
     constexpr TokenId kTask = 256;
-    backend.executor.parallel_for((part.size() + kTask - 1) / kTask, [&](int task, int) {
+    backend.executor.parallel_for((part.size() + kTask - 1) / kTask, [&](int task, int worker) {
       for (TokenId i = task * kTask; i < part.size() && i < (task + 1) * kTask; ++i) {
-        norms[i] = norm(source.value(kv_head, part.begin + i));
+        norms[i] = norm(read.values.row(kv_head, part.begin + i, worker));
       }
     });
     for (TokenId i = 0; i < part.size(); ++i) {
       if (!std::isfinite(batch.norms.data()[i])) {
         // The centre spreads one such key to the norms of all.
-        const TokenId token = first_not_finite(source, kv_head, all, part.begin + i);
+        const TokenId token = first_not_finite(read.keys, kv_head, all, part.begin + i);
         return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                              token, kv_head);
       }

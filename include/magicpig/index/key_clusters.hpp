@@ -11,6 +11,7 @@
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/core/views.hpp"
@@ -88,7 +89,10 @@ class KeyClusters {
     const TokenRange fresh{.begin = range_.end, .end = end};
     Status status = check_source(source, kv_heads(), dim(), end);
     if (status.ok()) status = check_workers(backend);
-    if (status.ok()) status = check_finite_keys(backend, source, fresh);
+    if (!status.ok()) return status;
+    KeyReader<Source> keys(source);
+    const bool readable = keys.reserve(backend.executor.workers(), kMeanSlots);
+    if (readable) status = check_finite_keys(backend, keys, fresh);
     if (!status.ok()) return status;
     const int wanted = config_.lists > 0 ? config_.lists : default_lists(fresh.size());
     const int lists = !range_.empty() ? lists_ : wanted < fresh.size() ? wanted : fresh.size();
@@ -97,7 +101,7 @@ class KeyClusters {
     const std::size_t size = counting.bytes_needed();
     Buffer<std::byte> memory;
     Buffer<double> sums;
-    if (!sums.resize(centres_.size()) ||
+    if (!readable || !sums.resize(centres_.size()) ||
         !memory.resize(size * static_cast<std::size_t>(backend.executor.workers())) ||
         !reserve(end - range_.begin, lists)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
@@ -109,18 +113,19 @@ class KeyClusters {
     using Ops = typename Backend::Ops;
     if (range_.empty()) {
       lists_ = lists;
-      mean_of_rows(
-          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
-          sums.data(), centres_.data());
-      backend.executor.parallel_for(
-          kv_heads(), [&](int h, int worker) { learn<Ops>(source, h, fresh, scratch_of(worker)); });
+      mean_of_rows(backend, kv_heads(), dim(), fresh, keys, sums.data(), centres_.data());
+      backend.executor.parallel_for(kv_heads(), [&](int h, int worker) {
+        const auto key = [&](TokenId t) { return keys.row(h, t, worker); };
+        learn<Ops>(key, h, fresh, scratch_of(worker));
+      });
     }
     const int parts = (fresh.size() - 1) / kTaskTokens + 1;
     backend.executor.parallel_for(parts * kv_heads(), [&](int task, int worker) {
       const int h = task / parts;
       const TokenId begin = fresh.begin + task % parts * kTaskTokens;
       const TokenId last = end - begin < kTaskTokens ? end : begin + kTaskTokens;
-      assign<Ops>(source, h, {.begin = begin, .end = last}, scratch_of(worker));
+      const auto key = [&](TokenId t) { return keys.row(h, t, worker); };
+      assign<Ops>(key, h, {.begin = begin, .end = last}, scratch_of(worker));
     });
     range_.end = end;
     return status;
@@ -250,7 +255,8 @@ class KeyClusters {
   }
 
   // visit(i, list) with the nearest centroid of each of `count` keys, the first of several; key(i)
-  // is a row of the source, keys i to i + kBatch of which are centred in scratch.keys meanwhile.
+  // is a row, valid until the next is asked for, keys i to i + kBatch of which are centred in
+  // scratch.keys meanwhile.
   template <class Ops, class Key, class Visit>
   void find_nearest(int kv_head, int count, const Key& key, const Scratch& scratch,
                     const Visit& visit) const {
@@ -274,13 +280,13 @@ class KeyClusters {
 
   // k-means from keys that are chosen at random, no two the same; a centroid that no key is nearest
   // to stays.
-  template <class Ops, KeyValueSource Source>
-  void learn(const Source& source, int kv_head, TokenRange tokens, const Scratch& scratch) {
+  template <class Ops, class KeyOf>
+  void learn(const KeyOf& key_of, int kv_head, TokenRange tokens, const Scratch& scratch) {
     const int wanted = config_.samples > lists_ ? config_.samples : lists_;
     const int samples = tokens.size() < wanted ? tokens.size() : wanted;
     const auto key = [&](int i) {
       const auto at = static_cast<TokenId>(std::int64_t{i} * tokens.size() / samples);
-      return source.key(kv_head, tokens.begin + at);
+      return key_of(tokens.begin + at);
     };
     start(kv_head, samples, key, scratch);
     for (int round = 0; round < config_.rounds; ++round) {
@@ -332,13 +338,12 @@ class KeyClusters {
     head.half_norms.data()[l] = static_cast<float>(square / 2.0);
   }
 
-  template <class Ops, KeyValueSource Source>
-  void assign(const Source& source, int kv_head, TokenRange tokens, const Scratch& scratch) {
+  template <class Ops, class KeyOf>
+  void assign(const KeyOf& key_of, int kv_head, TokenRange tokens, const Scratch& scratch) {
     std::uint16_t* lists =
         heads_[static_cast<std::size_t>(kv_head)].list_of.data() + (tokens.begin - range_.begin);
     find_nearest<Ops>(
-        kv_head, tokens.size(), [&](int i) { return source.key(kv_head, tokens.begin + i); },
-        scratch,
+        kv_head, tokens.size(), [&](int i) { return key_of(tokens.begin + i); }, scratch,
         [&](int i, int list, const float*) { lists[i] = static_cast<std::uint16_t>(list); });
   }
 

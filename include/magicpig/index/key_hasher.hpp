@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "magicpig/core/buffer.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/family.hpp"
@@ -37,13 +38,12 @@ class KeyHasher {
            scratch_.resize(crew * floats_) && batches_.resize(crew * codes_);
   }
 
-  /// The means of the keys of `tokens` to `centres` [kv_heads, dim]. Needs reserve() and a token.
+  /// The means of the keys of `tokens` to `centres` [kv_heads, dim]. Needs reserve(), a token, and
+  /// `keys` of kMeanSlots slots.
   template <class Backend, KeyValueSource Source>
-  void make_centres(const Backend& backend, const Source& source, TokenRange tokens,
+  void make_centres(const Backend& backend, KeyReader<Source>& keys, TokenRange tokens,
                     float* centres) noexcept {
-    mean_of_rows(
-        backend, source.kv_heads(), dim(), tokens,
-        [&](int h, TokenId t) { return source.key(h, t); }, sums_.data(), centres);
+    mean_of_rows(backend, keys.source().kv_heads(), dim(), tokens, keys, sums_.data(), centres);
   }
 
   /// For the keys k of `tokens` of one KV head: |k - c| to `norms` [tokens] and the codes of k - c
@@ -51,7 +51,7 @@ class KeyHasher {
   /// that is not, or of a centre made from one; its codes are then without meaning. Needs
   /// reserve() for at least the backend's workers.
   template <class Backend, KeyValueSource Source>
-  void hash(const Backend& backend, const Source& source, int kv_head, TokenRange tokens,
+  void hash(const Backend& backend, KeyReader<Source>& keys, int kv_head, TokenRange tokens,
             const float* centre, float* norms, Code* codes) noexcept {
     const int tasks = (tokens.size() + kTaskTokens - 1) / kTaskTokens;
     const int tables = family_->tables();
@@ -64,7 +64,7 @@ class KeyHasher {
       for (int t = first; t < last; t += kHashBatch) {
         const int count = smaller(kHashBatch, last - t);
         for (int i = 0; i < count; ++i) {
-          norms[t + i] = centre_key(source.key(kv_head, tokens.begin + t + i), centre,
+          norms[t + i] = centre_key(keys.row(kv_head, tokens.begin + t + i, worker), centre,
                                     centred + std::int64_t{i} * dim());
         }
         family_->template hash<typename Backend::Ops>(centred, count, batch, projections);

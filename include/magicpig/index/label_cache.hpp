@@ -12,6 +12,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/index/checks.hpp"
@@ -93,17 +94,22 @@ class LabelCache {
     const TokenRange fresh{.begin = range_.end, .end = end};
     Status status = check_source(source, kv_heads(), dim(), end);
     if (status.ok()) status = check_workers(backend);
-    if (status.ok()) status = check_finite_keys(backend, source, fresh);
     if (!status.ok()) return status;
-    if (!reserve(end - range_.begin)) {
+    KeyReader<Source> keys(source);
+    const bool readable = keys.reserve(backend.executor.workers(), 1);
+    if (readable) status = check_finite_keys(backend, keys, fresh);
+    if (!status.ok()) return status;
+    if (!readable || !reserve(end - range_.begin)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
-    backend.executor.parallel_for(kv_heads(), [&](int h, int) {
+    backend.executor.parallel_for(kv_heads(), [&](int h, int worker) {
       if (!calibrated_ && range_.empty()) {
-        measure(source, h, fresh);
+        measure(keys, h, fresh, worker);
         choose_channels(h);
       }
-      for (TokenId t = fresh.begin; t < end; ++t) encode(source.key(h, t), h, t - range_.begin);
+      for (TokenId t = fresh.begin; t < end; ++t) {
+        encode(keys.row(h, t, worker), h, t - range_.begin);
+      }
     });
     range_.end = end;
     return status;
@@ -227,11 +233,11 @@ class LabelCache {
 
   // The sum of |k_j| over keys as the importance of channel j.
   template <KeyValueSource Source>
-  void measure(const Source& source, int kv_head, TokenRange tokens) {
+  void measure(KeyReader<Source>& keys, int kv_head, TokenRange tokens, int worker) {
     double* sums = importance(kv_head);
     for (int j = 0; j < dim(); ++j) sums[j] = 0.0;
     for (TokenId t = tokens.begin; t < tokens.end; ++t) {
-      const auto* key = source.key(kv_head, t);
+      const auto* key = keys.row(kv_head, t, worker);
       for (int j = 0; j < dim(); ++j) sums[j] += std::fabs(static_cast<double>(scalar_at(key, j)));
     }
   }

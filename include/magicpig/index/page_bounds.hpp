@@ -11,6 +11,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/index/checks.hpp"
@@ -77,18 +78,21 @@ class PageBounds {
     Status status = check_source(source, kv_heads(), dim(), end);
     if (status.ok()) status = check_workers(backend);
     const TokenRange fresh{.begin = range_.end, .end = end};
-    if (status.ok()) status = check_keys(backend, source, fresh);
+    if (!status.ok()) return status;
+    KeyReader<Source> keys(source);
+    const bool readable = keys.reserve(backend.executor.workers(), 1);
+    if (readable) status = check_keys(backend, keys, fresh);
     if (!status.ok()) return status;
     const std::size_t size = static_cast<std::size_t>(pages_of(end - range_.begin)) * page_size();
     // Twice as much as there was, so that appending token by token copies each page a few times.
     const std::size_t twice = 2 * bounds_.size();
-    if (size > bounds_.bytes() / sizeof(T) &&
-        !bounds_.reserve(size > twice ? size : twice, config_.memory_advice)) {
+    if (!readable || (size > bounds_.bytes() / sizeof(T) &&
+                      !bounds_.reserve(size > twice ? size : twice, config_.memory_advice))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
     (void)bounds_.resize(size);
-    backend.executor.parallel_for(kv_heads(), [&](int h, int) {
-      for (TokenId t = fresh.begin; t < fresh.end; ++t) widen(source.key(h, t), h, t);
+    backend.executor.parallel_for(kv_heads(), [&](int h, int worker) {
+      for (TokenId t = fresh.begin; t < fresh.end; ++t) widen(keys.row(h, t, worker), h, t);
     });
     range_.end = end;
     return status;
@@ -149,12 +153,12 @@ class PageBounds {
   }
 
   template <class Backend, KeyValueSource Source>
-  [[nodiscard]] Status check_keys(const Backend& backend, const Source& source,
+  [[nodiscard]] Status check_keys(const Backend& backend, KeyReader<Source>& keys,
                                   TokenRange tokens) const noexcept {
-    const KeyPlace bad = first_key_beyond(backend, source, tokens, kLimit);
+    const KeyPlace bad = first_key_beyond(backend, keys, tokens, kLimit);
     if (bad.token < 0) return Status();
     for (int j = 0; j < dim(); ++j) {
-      if (!std::isfinite(scalar_at(source.key(bad.kv_head, bad.token), j))) {
+      if (!std::isfinite(scalar_at(keys.row(bad.kv_head, bad.token), j))) {
         return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                              bad.token, bad.kv_head);
       }

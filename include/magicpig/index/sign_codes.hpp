@@ -10,6 +10,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/hash/learned_hash.hpp"
@@ -58,12 +59,14 @@ class SignCodes {
     if (!status.ok()) return status;
     const int workers = backend.executor.workers();
     Buffer<float> scratch;
-    if (!scratch.resize(static_cast<std::size_t>(workers) * scratch_floats()) ||
+    KeyReader<Source> keys(source);
+    if (!keys.reserve(workers, 1) ||
+        !scratch.resize(static_cast<std::size_t>(workers) * scratch_floats()) ||
         !reserve(blocks_of(end - range_.begin))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
                            end - range_.end);
     }
-    return encode(backend, source, end, scratch.data());
+    return encode(backend, keys, end, scratch.data());
   }
 
   /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing; one at or
@@ -132,7 +135,7 @@ class SignCodes {
   }
 
   template <class Backend, KeyValueSource Source>
-  Status encode(const Backend& backend, const Source& source, TokenId end,
+  Status encode(const Backend& backend, KeyReader<Source>& keys, TokenId end,
                 float* scratch) noexcept {
     const TokenId first = range_.end - range_.begin;
     const TokenId last = end - range_.begin;
@@ -145,7 +148,8 @@ class SignCodes {
       for (TokenId t = begin > first ? begin : first; t < last && t - begin < kBlock; t += kBatch) {
         const TokenId room = begin + kBlock < last ? begin + kBlock - t : last - t;
         const int count = room < kBatch ? room : kBatch;
-        if (encode_batch<typename Backend::Ops>(source, h, t, count, own)) continue;
+        const auto key = [&](int i) { return keys.row(h, range_.begin + t + i, worker); };
+        if (encode_batch<typename Backend::Ops>(key, h, t, count, own)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | h;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
           ;
@@ -159,15 +163,15 @@ class SignCodes {
     const auto head = static_cast<int>(bad.load() & ((1 << 24) - 1));
     const auto token = static_cast<TokenId>(bad.load() >> 24);
     return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
-                         first_not_finite(source, head, {.begin = token, .end = end}, token), head);
+                         first_not_finite(keys, head, {.begin = token, .end = end}, token), head);
   }
 
   // Tokens t to t + count of the index, in one block; false for keys that are not all finite.
-  template <class Ops, KeyValueSource Source>
-  bool encode_batch(const Source& source, int kv_head, TokenId t, int count, float* scratch) {
+  template <class Ops, class KeyOf>
+  bool encode_batch(const KeyOf& key_of, int kv_head, TokenId t, int count, float* scratch) {
     bool finite = true;
     for (int i = 0; i < count; ++i) {
-      const auto* key = source.key(kv_head, range_.begin + t + i);
+      const auto* key = key_of(i);
       float* x = scratch + std::int64_t{i} * dim();
       for (int j = 0; j < dim(); ++j) {
         x[j] = scalar_at(key, j);

@@ -15,6 +15,7 @@
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/shared.hpp"
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/token_mask.hpp"
@@ -236,18 +237,19 @@ class Signatures {
     Buffer<float> keys;
     Buffer<float> values;
     Buffer<double> sums;
+    Readers<Source> read{KeyReader<Source>(source), ValueReader<Source>(source)};
     if (!tokens.list(range_, erased()) || !keys.resize(centres_.size()) ||
-        !values.resize(value_means_.size()) || !sums.resize(sums_needed())) {
+        !values.resize(value_means_.size()) || !sums.resize(sums_needed()) ||
+        !reserve(read, backend.executor.workers())) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to centre %d tokens", range_.size());
     }
     if (tokens.count() == 0) return Status();
     const TokenRange ranks{.begin = 0, .end = tokens.count()};
-    mean_of_rows(
-        backend, kv_heads(), dim(), ranks,
-        [&](int h, TokenId i) { return source.key(h, tokens[i]); }, sums.data(), keys.data());
-    mean_of_rows(
-        backend, kv_heads(), config_.value_dim, ranks,
-        [&](int h, TokenId i) { return source.value(h, tokens[i]); }, sums.data(), values.data());
+    PresentReader present_keys(read.keys, tokens);
+    PresentReader present_values(read.values, tokens);
+    mean_of_rows(backend, kv_heads(), dim(), ranks, present_keys, sums.data(), keys.data());
+    mean_of_rows(backend, kv_heads(), config_.value_dim, ranks, present_values, sums.data(),
+                 values.data());
     std::swap(centres_, keys);
     std::swap(value_means_, values);
     status = rehash(backend, source, range_);
@@ -334,6 +336,18 @@ class Signatures {
   }
 
  private:
+  template <KeyValueSource Source>
+  struct Readers {
+    KeyReader<Source> keys;
+    ValueReader<Source> values;
+  };
+  // Memory for what `workers` workers read at once.
+  template <KeyValueSource Source>
+  [[nodiscard]] bool reserve(Readers<Source>& read, int workers) const noexcept {
+    return read.keys.reserve(workers, kLanes) &&
+           read.values.reserve(workers, config_.value_dim != 0 ? kMeanSlots : 0);
+  }
+
   Signatures(const Q& quantiser, const SignaturesConfig& config)
       : quantiser_(&quantiser),
         shape_(quantiser.shape()),
@@ -391,19 +405,18 @@ class Signatures {
     }
     Buffer<double> sums;
     Buffer<std::byte> scratch;
+    Readers<Source> read{KeyReader<Source>(source), ValueReader<Source>(source)};
     if (!sums.resize(make_centres ? sums_needed() : 0) ||
-        !scratch.resize(scratch_needed(backend)) || !reserve(end)) {
+        !reserve(read, backend.executor.workers()) || !scratch.resize(scratch_needed(backend)) ||
+        !reserve(end)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens", fresh.size());
     }
     if (make_centres) {
-      mean_of_rows(
-          backend, kv_heads(), dim(), fresh, [&](int h, TokenId t) { return source.key(h, t); },
-          sums.data(), centres_.data());
-      mean_of_rows(
-          backend, kv_heads(), config_.value_dim, fresh,
-          [&](int h, TokenId t) { return source.value(h, t); }, sums.data(), value_means_.data());
+      mean_of_rows(backend, kv_heads(), dim(), fresh, read.keys, sums.data(), centres_.data());
+      mean_of_rows(backend, kv_heads(), config_.value_dim, fresh, read.values, sums.data(),
+                   value_means_.data());
     }
-    status = encode(backend, source, fresh, {.segments = &segments_, .fresh = true}, scratch);
+    status = encode(backend, read, fresh, {.segments = &segments_, .fresh = true}, scratch);
     if (status.ok()) {
       range_.end = end;
       note_factors(fresh);
@@ -449,7 +462,9 @@ class Signatures {
     const int last = (tokens.end - 1 - range_.begin) / kSignatureSegment;
     SegmentTable<SignatureSegment> fresh(config_.kv_heads);
     Buffer<std::byte> scratch;
-    bool enough = fresh.reserve(last - first + 1) && scratch.resize(scratch_needed(backend));
+    Readers<Source> read{KeyReader<Source>(source), ValueReader<Source>(source)};
+    bool enough = fresh.reserve(last - first + 1) && scratch.resize(scratch_needed(backend)) &&
+                  reserve(read, backend.executor.workers());
     if (enough) fresh.resize(last - first + 1);
     for (int s = first; s <= last && enough; ++s) {
       const int blocks = (segment_tokens(s) - 1) / kSignatureBlock + 1;
@@ -462,7 +477,7 @@ class Signatures {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to rehash %d tokens", tokens.size());
     }
     const Status status =
-        encode(backend, source, tokens, {.segments = &fresh, .first = first}, scratch);
+        encode(backend, read, tokens, {.segments = &fresh, .first = first}, scratch);
     if (!status.ok()) return status;
     segments_.replace(first, fresh);
     for (int s = first; s <= last; ++s) note_segment(s);
@@ -498,6 +513,7 @@ class Signatures {
     int first = 0;
     int last = kLanes;
     TokenId end = 0;  // of all tokens that there are
+    int worker = 0;
   };
 
   // Where codes go.
@@ -508,7 +524,7 @@ class Signatures {
   };
 
   template <class Backend, KeyValueSource Source>
-  Status encode(const Backend& backend, const Source& source, TokenRange tokens,
+  Status encode(const Backend& backend, Readers<Source>& read, TokenRange tokens,
                 const Target& target, Buffer<std::byte>& memory) noexcept {
     // Tasks take whole blocks, so that no two write to the same byte.
     const TokenId begin = tokens.begin - range_.begin;
@@ -527,11 +543,12 @@ class Signatures {
                           .begin = t,
                           .first = begin > t ? begin - t : 0,
                           .last = end - t < kLanes ? end - t : kLanes,
-                          .end = end};
+                          .end = end,
+                          .worker = worker};
         if (lanes.first >= kLanes) continue;
         SignatureSegment& to = target.segments->at(t / kSignatureSegment - target.first, kv_head);
         if (target.fresh && t % kSignatureBlock == 0 && t >= begin) clear_block(to, t);
-        if (encode_lanes<typename Backend::Ops>(source, lanes, scratch, to)) continue;
+        if (encode_lanes<typename Backend::Ops>(read, lanes, scratch, to)) continue;
         const std::int64_t here = (std::int64_t{range_.begin + t} << 24) | kv_head;
         for (std::int64_t seen = bad.load(); here < seen && !bad.compare_exchange_weak(seen, here);)
           ;
@@ -542,17 +559,17 @@ class Signatures {
     const auto kv_head = static_cast<int>(bad.load() & ((1 << 24) - 1));
     const auto token = static_cast<TokenId>(bad.load() >> 24);
     return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
-                         first_not_finite(source, kv_head, tokens, token), kv_head);
+                         first_not_finite(read.keys, kv_head, tokens, token), kv_head);
   }
 
   // False for keys that are not all finite.
   template <class Ops, KeyValueSource Source>
-  bool encode_lanes(const Source& source, const Lanes& lanes, const Scratch& scratch,
+  bool encode_lanes(Readers<Source>& read, const Lanes& lanes, const Scratch& scratch,
                     SignatureSegment& segment) {
     std::uint32_t largest[kLanes];
-    prefetch_keys(source, lanes, 0);
-    if (!centre_lanes<Ops>(source, lanes, scratch.centred, largest)) return false;
-    prefetch_keys(source, lanes, 4);
+    prefetch_keys(read.keys, lanes, 0);
+    if (!centre_lanes<Ops>(read.keys, lanes, scratch.centred, largest)) return false;
+    prefetch_keys(read.keys, lanes, 4);
     const int at = lanes.begin % kSignatureSegment;
     std::uint8_t* block =
         segment.codes.writable() + std::int64_t{at / kSignatureBlock} * rows_per_block() * 64;
@@ -564,25 +581,23 @@ class Signatures {
       wanted[l] = l >= lanes.first && l < lanes.last ? four : std::uint16_t{0};
     }
     double factors[kLanes];
-    prefetch_keys(source, lanes, 8);
+    prefetch_keys(read.keys, lanes, 8);
     quantiser_->template encode<Ops>(
         lanes.kv_head, scratch.centred, largest,
         {.words = block + place.byte / 2 * 2, .wanted = wanted, .shift = shift}, scratch.quantiser,
         factors);
-    prefetch_keys(source, lanes, 12);
+    prefetch_keys(read.keys, lanes, 12);
     for (int l = lanes.first; l < lanes.last; ++l) {
       segment.factors.writable()[at + l] =
           to_bf16(static_cast<float>(factors[l] < kLargestFactor ? factors[l] : kLargestFactor));
     }
     if (config_.value_dim == 0) return true;
     const float* mean = value_means_.data() + std::int64_t{lanes.kv_head} * config_.value_dim;
-    const auto bytes =
-        row_bytes<typename Source::Scalar>(static_cast<std::size_t>(config_.value_dim));
     for (int l = lanes.first; l < lanes.last; ++l) {
       const TokenId token = range_.begin + lanes.begin + l;
-      const auto* value = source.value(lanes.kv_head, token);
+      const auto* value = read.values.row(lanes.kv_head, token, lanes.worker);
       if (lanes.begin + l + kLanes < lanes.end) {
-        prefetch_far(source.value(lanes.kv_head, token + kLanes), bytes);
+        read.values.prefetch(lanes.kv_head, token + kLanes);
       }
       segment.value_norms.writable()[at + l] =
           value_norm(Ops::squared_distance(value, mean, config_.value_dim));
@@ -604,12 +619,12 @@ class Signatures {
   // k - c, [dim, kLanes], and the bits of the largest magnitudes; false for keys that are not all
   // finite. Lanes that are not wanted have the key of one that is.
   template <class Ops, KeyValueSource Source>
-  bool centre_lanes(const Source& source, const Lanes& lanes, float* centred,
+  bool centre_lanes(KeyReader<Source>& read, const Lanes& lanes, float* centred,
                     std::uint32_t* largest) const {
-    const typename Source::Scalar* keys[kLanes];
+    const typename Source::KeyScalar* keys[kLanes];
     for (int l = 0; l < kLanes; ++l) {
       const int own = l < lanes.first || l >= lanes.last ? lanes.first : l;
-      keys[l] = source.key(lanes.kv_head, range_.begin + lanes.begin + own);
+      keys[l] = read.row(lanes.kv_head, range_.begin + lanes.begin + own, lanes.worker, l);
     }
     Ops::centre_lanes(keys, centre(lanes.kv_head), dim(), centred, largest);
     return *std::max_element(largest, largest + kLanes) < kInfinityBits;
@@ -618,11 +633,10 @@ class Signatures {
   // Asks for the keys of four of the next lanes: a few at a time, so that memory has answered
   // before the next are asked for.
   template <KeyValueSource Source>
-  void prefetch_keys(const Source& source, const Lanes& lanes, int first) const {
-    const auto bytes = row_bytes<typename Source::Scalar>(static_cast<std::size_t>(dim()));
+  void prefetch_keys(const KeyReader<Source>& keys, const Lanes& lanes, int first) const {
     const TokenId begin = lanes.begin + kLanes + first;
     for (TokenId t = begin; t < begin + 4 && t < lanes.end; ++t) {
-      prefetch_far(source.key(lanes.kv_head, range_.begin + t), bytes);
+      keys.prefetch(lanes.kv_head, range_.begin + t);
     }
   }
 

@@ -13,6 +13,7 @@
 #include "magicpig/core/candidates.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/random.hpp"
+#include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/vector_ops.hpp"
 #include "magicpig/core/workspace.hpp"
@@ -118,6 +119,8 @@ class VAttention {
   struct Scratch {
     typename TopK<Scores>::Scratch heavy;
     float* dots = nullptr;                 // [group, kTile]
+    std::byte* keys = nullptr;             // [kTile] copies, where keys must be copied
+    std::byte* value = nullptr;            // one, where values must be
     VAttentionMoments* moments = nullptr;  // [group]
     double* values = nullptr;              // [group, 2, value_dim] of known and of pilot tokens
     TokenSet::Scratch heavy_set;
@@ -132,6 +135,8 @@ class VAttention {
     const auto n = static_cast<std::size_t>(limits.tokens);
     return {.heavy = heavy_.carve(arena, limits),
             .dots = arena.take<float>(group * kTile),
+            .keys = arena.take<std::byte>(kTile * limits.copies.key),
+            .value = arena.take<std::byte>(limits.copies.value),
             .moments = arena.take<VAttentionMoments>(group),
             .values = arena.take<double>(2 * group * static_cast<std::size_t>(limits.value_dim)),
             .heavy_set = TokenSet::carve(arena, limits.tokens),
@@ -217,10 +222,12 @@ class VAttention {
   // Empties the batch.
   template <class Ops, class Source, class Index>
   void add(const DrawInput<Source, Index>& input, const Scratch& scratch, Batch& batch) const {
-    using Scalar = typename Source::Scalar;
+    using Scalar = typename Source::KeyScalar;
     const Scalar* rows[kTile];
+    const RowCopies copies = RowCopies::of<Source>(input.queries.dim, 0);
     for (int i = 0; i < batch.count; ++i) {
-      rows[i] = input.key_values.key(input.kv_head, batch.tokens[i]);
+      rows[i] = key_row(input.key_values, input.kv_head, batch.tokens[i],
+                        scratch.keys + static_cast<std::size_t>(i) * copies.key);
     }
     Ops::dot_rows(
         Rows<Scalar>{.rows = rows, .count = batch.count, .dim = input.queries.dim, .next = nullptr},
@@ -245,7 +252,7 @@ class VAttention {
     (pilot ? m.pilot : m.known) += w;
     if (pilot) m.pilot_square += w * w;
     if (config_.sum == SampledSum::kDenominator) return;
-    const auto* value = input.key_values.value(input.kv_head, token);
+    const auto* value = value_row(input.key_values, input.kv_head, token, scratch.value);
     double* to = values + (pilot ? value_dim : 0);
     double square = 0.0;
     for (int j = 0; j < value_dim; ++j) {
