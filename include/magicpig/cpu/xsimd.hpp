@@ -467,7 +467,7 @@ struct XsimdOps : XsimdSignatureOps {
     for (; i + kLanes <= n; i += kLanes) {
       function(Vector::load_unaligned(x + i), kLanes).store_unaligned(x + i);
     }
-    if (i == n) return;
+    if (i >= n) return;  // compilers that see no bound of n warn of what would follow
     const auto bytes = static_cast<std::size_t>(n - i) * sizeof(float);
     alignas(XsimdLoads::kAlignment) float padded[XsimdLoads::kLanes] = {};
     std::memcpy(padded, x + i, bytes);
