@@ -111,6 +111,7 @@ class Attend {
       : in_(input),
         s_(scratch),
         totals_(totals),
+        masked_(input.gone.any()),
         copies_(RowCopies::of<Source>(input.queries.dim, input.key_values.value_dim())) {
     totals_.clear();
     if (in_.report) s_.sketch.clear();
@@ -132,13 +133,12 @@ class Attend {
   /// Every token of `range` that is not gone, weight exp(logit).
   void add_exact(TokenRange range) {
     const TokenRange seen = in_.gone.clip(range);
-    const bool all = !in_.gone.any();
     TokenId next = seen.begin;
     const auto fill = [&](Tile& tile) {
       int count = 0;
       for (; next < seen.end && count < kTile; ++next) {
         tile.tokens[count] = next;
-        count += all || !in_.gone.has(next) ? 1 : 0;
+        count += masked_ && in_.gone.has(next) ? 0 : 1;
       }
       share(tile, count);
     };
@@ -271,7 +271,7 @@ class Attend {
       for (; first < end && count < kTile; ++first) {
         tile.tokens[count] = tokens[first];
         tile.positions[count] = first;
-        count += !in_.gone.has(tokens[first]) ? 1 : 0;
+        count += masked_ && in_.gone.has(tokens[first]) ? 0 : 1;
       }
       share(tile, count);
       return first;
@@ -284,7 +284,7 @@ class Attend {
       const int more = std::popcount(members[first]);
       if (reads + more > kAttendRows) break;
       places[count] = first;
-      const bool seen = !in_.gone.has(tokens[first]);
+      const bool seen = !(masked_ && in_.gone.has(tokens[first]));
       count += seen ? 1 : 0;
       reads += seen ? more : 0;
     }
@@ -576,6 +576,7 @@ class Attend {
   Input in_;
   AttendScratch s_;
   AttendTotals totals_;
+  bool masked_;  // whether anything may be gone
   RowCopies copies_;
   int recent_rows_ = 0;     // in recent
   int sketched_tiles_ = 0;  // since the last restart
