@@ -164,6 +164,10 @@ void check_decodes_alike(const Kind& kind, const Cache& cache, const Index& a, c
                                          .seed = 3};
     CHECK(decode_one<ScalarOps>(executor, plan, request).ok());
   }
+  // Erased tokens are still in buckets, not in the same ones, and looked over there.
+  for (Outputs* each : {&outputs, &expected}) {
+    for (HeadReport& report : each->reports) report.bytes = Kind::kSeals ? 0 : report.bytes;
+  }
   CHECK(same_bits(outputs, expected));
   CHECK(outputs.report(0).indexed <= a.indexed().size() - a.erased().count(a.indexed()));
 }
@@ -207,7 +211,7 @@ class Script {
  private:
   void step() {
     auto& live = live_[static_cast<std::size_t>(random_.below(static_cast<int>(live_.size())))];
-    switch (random_.below(16)) {
+    switch (random_.below(17)) {
       case 0:
         return build(live);
       case 1:
@@ -229,6 +233,8 @@ class Script {
         return random_.below(6) == 0 ? clear(live) : append(live, 1);
       case 11:
         return append(live, random_.between(1, most_ / 3));
+      case 12:
+        return reload(live);
       default:
         return append(live, random_.between(1, 4));
     }
@@ -298,6 +304,19 @@ class Script {
                     .range = live.range,
                     .erased = live.erased};
     live_.push_back(std::move(copy));
+  }
+
+  // From its own blob, over whatever there is.
+  void reload(Live<Kind>& live) {
+    std::vector<std::byte> blob(live.index.saved_bytes());
+    REQUIRE(live.index.save(blob).ok());
+    auto loaded = kind_.make();
+    if (random_.below(2) == 0) {
+      REQUIRE(loaded.build(backend(), live.cache.source(), {.begin = 0, .end = 0}).ok());
+    }
+    const Status status = loaded.load(blob);
+    REQUIRE_MESSAGE(status.ok(), std::string(status.message()));
+    live.index = std::move(loaded);
   }
 
   void drop() {

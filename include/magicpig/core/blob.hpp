@@ -184,12 +184,20 @@ class BlobReader {
   Status status_;
 };
 
+/// How many bytes save_blob() writes of `index`.
+template <class IndexType>
+[[nodiscard]] std::size_t saved_bytes_of(const IndexType& index) noexcept {
+  BlobWriter counting;
+  index.put(counting);
+  return counting.bytes();
+}
+
 /// Writes the fields of `index`, which put(writer) gives, to `to`. Error: fewer bytes than they
 /// take; nothing is written then.
 template <class IndexType>
 [[nodiscard]] Status save_blob(BlobKind kind, const IndexType& index,
                                std::span<std::byte> to) noexcept {
-  const std::size_t needed = index.saved_bytes();
+  const std::size_t needed = saved_bytes_of(index);
   if (to.size() < needed) {
     return Status::error(ErrorCode::kWorkspaceTooSmall, "saving takes %zu bytes, %zu are given",
                          needed, to.size());

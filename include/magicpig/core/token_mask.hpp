@@ -132,6 +132,21 @@ class TokenBits {
     if (count_ == 0) words_ = Buffer<std::uint64_t>();
   }
 
+  /// All words; none before the first token.
+  [[nodiscard]] std::span<const std::uint64_t> words() const {
+    return count_ > 0 ? words_.span() : std::span<const std::uint64_t>();
+  }
+  /// Becomes the set of these words. False when memory is short, and then nothing has changed.
+  [[nodiscard]] bool assign(std::span<const std::uint64_t> words) noexcept {
+    if (!words_.resize(words.size())) return false;
+    count_ = 0;
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      words_.data()[i] = words[i];
+      count_ += std::popcount(words[i]);
+    }
+    return true;
+  }
+
   /// Becomes what `other` is. False when memory is short, and then nothing has changed.
   [[nodiscard]] bool assign(const TokenBits& other) noexcept {
     if (!words_.resize(other.words_.size())) return false;

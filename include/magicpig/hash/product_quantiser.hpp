@@ -81,9 +81,7 @@ class ProductQuantiser {
 
   /// Bytes that save() writes.
   [[nodiscard]] std::size_t saved_bytes() const {
-    BlobWriter writer;
-    put(writer);
-    return writer.bytes();
+    return saved_bytes_of(*this);
   }
   /// Writes all that was learned to `to`, of at least saved_bytes(). Error: fewer.
   [[nodiscard]] Status save(std::span<std::byte> to) const noexcept {

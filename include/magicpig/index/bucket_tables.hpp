@@ -11,6 +11,7 @@
 #include <span>
 #include <utility>
 
+#include "magicpig/core/blob.hpp"
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/row_reader.hpp"
@@ -22,6 +23,7 @@
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
 #include "magicpig/index/key_hasher.hpp"
+#include "magicpig/index/saved.hpp"
 #include "magicpig/index/segment.hpp"
 #include "magicpig/index/segment_table.hpp"
 #include "magicpig/version.hpp"
@@ -85,6 +87,7 @@ class BucketTables {
         !index.centres_.resize(heads * static_cast<std::size_t>(family.dim()))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", config.kv_heads);
     }
+    for (float& x : index.centres_.span()) x = 0.0F;
     return index;
   }
   static Result<BucketTables> create(const Family&& family, const BucketTablesConfig&) = delete;
@@ -239,6 +242,52 @@ class BucketTables {
     erased_ = TokenBits();
   }
 
+  /// Bytes that save() writes: those of the index but for what segments have in reserve.
+  [[nodiscard]] std::size_t saved_bytes() const { return saved_bytes_of(*this); }
+  /// Writes the index to `to`, of at least saved_bytes(), but for its family, of which it has the
+  /// fingerprint. Error: fewer bytes; nothing is written then.
+  [[nodiscard]] Status save(std::span<std::byte> to) const noexcept {
+    return save_blob(BlobKind::kBucketTables, *this, to);
+  }
+  /// Replaces the content by what save() wrote of an index with the same kv_heads and
+  /// segment_tokens and an equal family. Errors: bytes that are not that (kBadBlob, see
+  /// BlobReader), memory; the index is then unchanged. Twice the memory meanwhile.
+  Status load(std::span<const std::byte> from) noexcept {
+    Result<BucketTables> fresh = create(*family_, config_);
+    if (!fresh.ok()) return fresh.status();
+    const Status status = fresh->take(BlobReader(BlobKind::kBucketTables, from));
+    if (status.ok()) *this = std::move(*fresh);
+    return status;
+  }
+
+  /// The fields that save() writes.
+  void put(BlobWriter& writer) const {
+    writer.put(config_.kv_heads);
+    writer.put(config_.segment_tokens);
+    writer.put(family_->fingerprint());
+    SavedTokens::put(writer, range_, erased_, centres());
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      writer.put_array(std::span(norms(h), static_cast<std::size_t>(range_.size())));
+    }
+    for (int s = 0; s < segment_count(); ++s) {
+      for (int h = 0; h < config_.kv_heads; ++h) segment(s, h).put(writer);
+    }
+  }
+
+  /// bytes() of an index of `tokens` tokens that was just built.
+  [[nodiscard]] static std::size_t estimate_bytes(const Family& family,
+                                                  const BucketTablesConfig& config,
+                                                  TokenId tokens) {
+    const auto count = static_cast<std::size_t>(tokens);
+    const std::size_t segments =
+        count == 0 ? 0 : (count - 1) / static_cast<std::size_t>(config.segment_tokens) + 1;
+    const auto offsets = static_cast<std::size_t>(bucket_count(family.bits()) + 1);
+    return static_cast<std::size_t>(config.kv_heads) *
+           (static_cast<std::size_t>(family.tables()) * sizeof(std::uint16_t) *
+                (count + segments * offsets) +
+            sizeof(float) * (count + static_cast<std::size_t>(family.dim())));
+  }
+
   [[nodiscard]] const Family& family() const { return *family_; }
   [[nodiscard]] int kv_heads() const { return config_.kv_heads; }
   [[nodiscard]] int dim() const { return family_->dim(); }
@@ -290,6 +339,53 @@ class BucketTables {
   [[nodiscard]] int tokens_in(int number) const {
     const TokenId rest = range_.end - segment_begin(number);
     return rest < config_.segment_tokens ? rest : config_.segment_tokens;
+  }
+
+  // What put() wrote, to an empty index.
+  Status take(BlobReader reader) noexcept {
+    reader.expect("kv_heads", config_.kv_heads);
+    reader.expect("segment_tokens", config_.segment_tokens);
+    reader.expect("family", family_->fingerprint());
+    SavedTokens tokens;
+    const Status status = tokens.take(reader, INT32_MAX, centres_.size(), 0);
+    if (!status.ok()) return status;
+    const auto heads = static_cast<std::size_t>(config_.kv_heads);
+    const auto count = static_cast<std::size_t>(tokens.range.size());
+    const auto tables = static_cast<std::size_t>(family_->tables());
+    reader.need("tables", count, heads * (sizeof(float) + tables * sizeof(std::uint16_t)));
+    if (!reader.ok()) return reader.status();
+    range_ = tokens.range;
+    erased_ = std::move(tokens.erased);
+    centres_ = std::move(tokens.keys);
+    const Status no_memory =
+        Status::error(ErrorCode::kOutOfMemory, "no memory to load %d tokens", range_.size());
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      if (!norms_of(h).resize(count, config_.memory_advice)) return no_memory;
+      reader.take_array("norms", std::span(norms_of(h).writable(), count));
+      for (std::size_t i = 0; i < count && reader.ok(); ++i) {
+        const float norm = norms_of(h).data()[i];
+        reader.require(norm >= 0.0F && std::isfinite(norm), "norm", static_cast<long long>(i));
+      }
+    }
+    Buffer<std::uint8_t> seen;
+    const int segments = segments_for(range_.size());
+    if (!segments_.reserve(segments) ||
+        !seen.resize(static_cast<std::size_t>(segments > 0 ? tokens_in(0) : 0))) {
+      return no_memory;
+    }
+    segments_.resize(segments);
+    for (int s = 0; s < segments && reader.ok(); ++s) {
+      for (int h = 0; h < config_.kv_heads && reader.ok(); ++h) {
+        Segment& own = segments_.at(s, h);
+        if (!own.allocate(family_->tables(), bucket_count(family_->bits()), tokens_in(s),
+                          config_.memory_advice)) {
+          return no_memory;
+        }
+        own.take(reader, seen.data());
+      }
+    }
+    reader.end();
+    return reader.status();
   }
 
   // Everything a change needs before it can be committed.

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <span>
 
+#include "magicpig/core/blob.hpp"
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/shared.hpp"
@@ -123,7 +124,44 @@ class Segment {
     tokens_ = tokens;
   }
 
+  /// Ids and offsets, as take() has them.
+  void put(BlobWriter& writer) const {
+    writer.put_array(std::span(ids_.data(), size(tokens_)));
+    writer.put_array(std::span(offsets_.data(), size(buckets_ + 1)));
+  }
+  /// What put() wrote of a segment of the same tables, buckets and tokens; needs allocate(). The
+  /// reader refuses what no fill_table() makes. `seen` [tokens] is scratch.
+  void take(BlobReader& reader, std::uint8_t* seen) noexcept {
+    reader.take_array("ids", std::span(ids_.writable(), size(tokens_)));
+    reader.take_array("offsets", std::span(offsets_.writable(), size(buckets_ + 1)));
+    for (int table = 0; table < tables_ && reader.ok(); ++table) {
+      reader.require(is_sorted(table, seen), "table", table);
+    }
+  }
+
  private:
+  [[nodiscard]] std::size_t size(int per_table) const {
+    return static_cast<std::size_t>(tables_) * static_cast<std::size_t>(per_table);
+  }
+
+  // Whether a table's buckets follow upon each other and hold each token once, in order.
+  [[nodiscard]] bool is_sorted(int table, std::uint8_t* seen) const noexcept {
+    const std::uint16_t* offsets = offsets_.data() + std::int64_t{table} * (buckets_ + 1);
+    const std::uint16_t* ids = ids_.data() + std::int64_t{table} * tokens_;
+    if (offsets[0] != 0 || offsets[buckets_] != tokens_) return false;
+    std::memset(seen, 0, static_cast<std::size_t>(tokens_));
+    for (int bucket = 0; bucket < buckets_; ++bucket) {
+      if (offsets[bucket] > offsets[bucket + 1] || offsets[bucket + 1] > tokens_) return false;
+      int last = -1;
+      for (int i = offsets[bucket]; i < offsets[bucket + 1]; ++i) {
+        if (ids[i] <= last || ids[i] >= tokens_ || seen[ids[i]] != 0) return false;
+        last = ids[i];
+        seen[last] = 1;
+      }
+    }
+    return true;
+  }
+
   int tables_ = 0;
   int buckets_ = 0;
   int tokens_ = 0;

@@ -12,6 +12,7 @@
 #include <span>
 #include <utility>
 
+#include "magicpig/core/blob.hpp"
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
 #include "magicpig/core/prefetch.hpp"
@@ -26,6 +27,7 @@
 #include "magicpig/hash/quantiser.hpp"
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
+#include "magicpig/index/saved.hpp"
 #include "magicpig/index/segment_table.hpp"
 #include "magicpig/version.hpp"
 
@@ -115,6 +117,8 @@ class Signatures {
         !index.value_means_.resize(heads * static_cast<std::size_t>(config.value_dim))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", config.kv_heads);
     }
+    for (float& x : index.centres_.span()) x = 0.0F;
+    for (float& x : index.value_means_.span()) x = 0.0F;
     return index;
   }
   static Result<Signatures> create(const Q&&, const SignaturesConfig&) = delete;
@@ -268,6 +272,54 @@ class Signatures {
     erased_ = TokenBits();
   }
 
+  /// Bytes that save() writes: those of the tokens, of whole blocks of 128, and of the centres.
+  [[nodiscard]] std::size_t saved_bytes() const { return saved_bytes_of(*this); }
+  /// Writes the index to `to`, of at least saved_bytes(), but for its quantiser, of which it has
+  /// the fingerprint. Error: fewer bytes; nothing is written then.
+  [[nodiscard]] Status save(std::span<std::byte> to) const noexcept {
+    return save_blob(BlobKind::kSignatures, *this, to);
+  }
+  /// Replaces the content by what save() wrote of an index with the same config and an equal
+  /// quantiser. Errors: bytes that are not that (kBadBlob, see BlobReader), memory; the index is
+  /// then unchanged. Twice the memory meanwhile.
+  Status load(std::span<const std::byte> from) noexcept {
+    Result<Signatures> fresh = create(*quantiser_, config_);
+    if (!fresh.ok()) return fresh.status();
+    const Status status = fresh->take(BlobReader(BlobKind::kSignatures, from));
+    if (status.ok()) *this = std::move(*fresh);
+    return status;
+  }
+
+  /// The fields that save() writes.
+  void put(BlobWriter& writer) const {
+    writer.put(config_.kv_heads);
+    writer.put(config_.value_dim);
+    writer.put(quantiser_->fingerprint());
+    SavedTokens::put(writer, range_, erased_, centres());
+    for (int s = 0; s < segment_count(); ++s) {
+      const auto tokens = static_cast<std::size_t>(segment_tokens(s));
+      for (int h = 0; h < config_.kv_heads; ++h) {
+        const SignatureSegment& own = segment(s, h);
+        writer.put_array(std::span(own.codes.data(), code_bytes(segment_tokens(s))));
+        writer.put_array(std::span(own.factors.data(), tokens));
+        if (config_.value_dim != 0) writer.put_array(std::span(own.value_norms.data(), tokens));
+      }
+    }
+  }
+
+  /// bytes() of an index of `tokens` tokens that was just built.
+  [[nodiscard]] static constexpr std::size_t estimate_bytes(const QuantiserShape& shape,
+                                                            const SignaturesConfig& config,
+                                                            TokenId tokens) {
+    const auto segments = static_cast<std::size_t>(tokens / kSignatureSegment) +
+                          (tokens % kSignatureSegment != 0 ? 1 : 0);
+    const auto dims =
+        static_cast<std::size_t>(shape.dim) + static_cast<std::size_t>(config.value_dim);
+    return static_cast<std::size_t>(config.kv_heads) *
+           (segments * kSignatureSegment * bytes_per_token(shape, config.value_dim != 0) +
+            dims * sizeof(float));
+  }
+
   [[nodiscard]] const Q& quantiser() const { return *quantiser_; }
   [[nodiscard]] int kv_heads() const { return config_.kv_heads; }
   [[nodiscard]] int dim() const { return shape_.dim; }
@@ -353,6 +405,60 @@ class Signatures {
         shape_(quantiser.shape()),
         config_(config),
         segments_(config.kv_heads) {}
+
+  // Of the blocks that `tokens` tokens of a segment take.
+  [[nodiscard]] std::size_t code_bytes(int tokens) const {
+    const int blocks = (tokens - 1) / kSignatureBlock + 1;
+    return static_cast<std::size_t>(blocks) * static_cast<std::size_t>(rows_per_block()) * 64;
+  }
+
+  // What put() wrote, to an empty index.
+  Status take(BlobReader reader) noexcept {
+    reader.expect("kv_heads", config_.kv_heads);
+    reader.expect("value_dim", config_.value_dim);
+    reader.expect("quantiser", quantiser_->fingerprint());
+    SavedTokens tokens;
+    Status status = tokens.take(reader, kMaxTokens, centres_.size(), value_means_.size());
+    if (!status.ok()) return status;
+    reader.need("codes", static_cast<std::size_t>(tokens.range.size()),
+                bytes_per_token(shape_, config_.value_dim != 0) *
+                    static_cast<std::size_t>(config_.kv_heads));
+    if (!reader.ok()) return reader.status();
+    range_ = {.begin = tokens.range.begin, .end = tokens.range.begin};
+    if (!reserve(tokens.range.end)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to load %d tokens",
+                           tokens.range.size());
+    }
+    range_ = tokens.range;
+    erased_ = std::move(tokens.erased);
+    centres_ = std::move(tokens.keys);
+    value_means_ = std::move(tokens.values);
+    for (int s = 0; s < segment_count() && reader.ok(); ++s) {
+      for (int h = 0; h < config_.kv_heads && reader.ok(); ++h) take(reader, s, h);
+    }
+    reader.end();
+    return reader.status();
+  }
+
+  void take(BlobReader& reader, int number, int kv_head) noexcept {
+    SignatureSegment& own = segments_.at(number, kv_head);
+    const int count = segment_tokens(number);
+    const auto tokens = static_cast<std::size_t>(count);
+    clear_block(own, (count - 1) / kSignatureBlock * kSignatureBlock);
+    reader.take_array("codes", std::span(own.codes.writable(), code_bytes(count)));
+    reader.take_array("factors", std::span(own.factors.writable(), tokens));
+    for (int i = 0; i < count && reader.ok(); ++i) {
+      reader.require(own.factors.data()[i].bits < (kInfinityBits >> 16), "factor", i);
+    }
+    if (config_.value_dim != 0) {
+      reader.take_array("value norms", std::span(own.value_norms.writable(), tokens));
+      for (int i = 0; i < count && reader.ok(); ++i) {
+        const int norm = own.value_norms.data()[i];
+        reader.require(norm >= -kLargestNorm && norm <= kLargestNorm, "value norm", norm);
+      }
+    }
+    if (reader.ok()) note_factors(number, kv_head, 0, count);
+  }
 
   void set_centres(const Centres& centres) noexcept {
     std::copy(centres.keys.begin(), centres.keys.end(), centres_.data());
@@ -643,8 +749,8 @@ class Signatures {
   // 16 log2 |v - u| by its square, rounded; the largest there is where that is not finite, the
   // smallest for 0.
   static std::int16_t value_norm(double square) {
-    if (!(square <= 0x1p256)) return 2048;
-    if (square < 0x1p-256) return -2048;
+    if (!(square <= 0x1p256)) return kLargestNorm;
+    if (square < 0x1p-256) return -kLargestNorm;
     // log2 of the square in eighths: its exponent and how many of 2^(1/16), 2^(3/16) ... it passes.
     const auto bits = std::bit_cast<std::uint64_t>(square);
     const double fraction = std::bit_cast<double>((bits & ((1ULL << 52) - 1)) | (1023ULL << 52));
@@ -691,6 +797,7 @@ class Signatures {
 
   static constexpr TokenId kTaskTokens = 2 * kSignatureBlock;
   static constexpr double kLargestFactor = 0x1p127;
+  static constexpr std::int16_t kLargestNorm = 2048;
 
   const Q* quantiser_;
   QuantiserShape shape_;
