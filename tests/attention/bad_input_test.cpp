@@ -564,7 +564,8 @@ TEST_CASE("a NaN or infinite key while decoding") {
         float& q = s.problem.query()[static_cast<std::size_t>(h * 16 + 3)];
         q = std::fabs(q);
       }
-      check_error(s.run(), ErrorCode::kNonFinite, "request 0: the output of row 0, head 2 is not finite");
+      check_error(s.run(), ErrorCode::kNonFinite,
+                  "request 0: the output of row 0, head 2 is not finite");
       check_other_head_right(s, good);
     }
   }
@@ -606,7 +607,8 @@ TEST_CASE("a NaN or infinite value while decoding") {
       Setup s;
       s.plan.sampler = &*everything;
       s.problem.value(1, token)[3] = bad;
-      check_error(s.run(), ErrorCode::kNonFinite, "request 0: the output of row 0, head 2 is not finite");
+      check_error(s.run(), ErrorCode::kNonFinite,
+                  "request 0: the output of row 0, head 2 is not finite");
       check_other_head_right(s, good);
     }
   }

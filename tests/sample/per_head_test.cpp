@@ -491,7 +491,7 @@ TEST_SUITE("PerHead") {
     const Problem<float> problem = make_problem();
     const Profiled own(problem, kMiddle, kWithTables);
     Outputs outputs(kShape);
-    for (const std::size_t h : {0, 2}) {
+    for (const std::size_t h : {std::size_t{0}, std::size_t{2}}) {
       auto other = kWithTables;
       other[h].tables = 19;
       const Profiled fewer(problem, kMiddle, other);

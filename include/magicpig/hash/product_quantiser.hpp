@@ -80,9 +80,7 @@ class ProductQuantiser {
   [[nodiscard]] double temperature() const { return temperature_of(bits_); }
 
   /// Bytes that save() writes.
-  [[nodiscard]] std::size_t saved_bytes() const {
-    return saved_bytes_of(*this);
-  }
+  [[nodiscard]] std::size_t saved_bytes() const { return saved_bytes_of(*this); }
   /// Writes all that was learned to `to`, of at least saved_bytes(). Error: fewer.
   [[nodiscard]] Status save(std::span<std::byte> to) const noexcept {
     return save_blob(BlobKind::kProductQuantiser, *this, to);
