@@ -55,9 +55,8 @@ struct DecodePlan {
 /// key_values->tokens() - R + i, sees the tokens up to and with itself, and draws with step + i, on
 /// its own: the very result of a request of one row at that step over so many tokens.
 ///
-/// What `first_visible` and `hidden` leave out is not attended to. Indexes are drawn from all the
-/// same, and what is not seen is dropped: sums over the others stay unbiased, but rows of the
-/// budget go to tokens that no one reads, and selections (TopK) select fewer.
+/// What `first_visible` and `hidden` leave out, and what was erased from the index, is neither
+/// attended to nor drawn, and no row of a budget is spent on it.
 template <KeyValueSource SourceType, Index IndexType = RangeIndex>
 struct Request {
   using Source = SourceType;

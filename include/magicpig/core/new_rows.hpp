@@ -2,11 +2,20 @@
 // Keys and values of new tokens as they are written, before or without the cache they go to.
 #pragma once
 
+#include "magicpig/core/mapped_rows.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/views.hpp"
 #include "magicpig/version.hpp"
 
 namespace magicpig::inline MAGICPIG_ABI {
+
+/// Where NewRows finds its rows.
+struct NewRowsPlace {
+  TokenId first = 0;
+
+  [[nodiscard]] static int kv_head(int kv_head) { return kv_head; }
+  [[nodiscard]] TokenId token(TokenId token) const { return token - first; }
+};
 
 /// `rows` as tokens [first, first + rows.tokens()) of a request: what an index appends from while
 /// the rows are in a core's caches, wherever they are copied to. Token t is row t - first; older
@@ -15,38 +24,14 @@ namespace magicpig::inline MAGICPIG_ABI {
 /// One token of all KV heads, [kv_heads, dim]: NewRows(*StridedKeyValues<bf16>::token_major(keys,
 /// values, shape, 1), token).
 template <KeyValueSource SourceType>
-class NewRows {
+class NewRows : public MappedRows<SourceType, NewRowsPlace> {
  public:
-  using KeyScalar = typename SourceType::KeyScalar;
-  using ValueScalar = typename SourceType::ValueScalar;
+  NewRows(const SourceType& rows, TokenId first)
+      : MappedRows<SourceType, NewRowsPlace>(rows, NewRowsPlace{first}) {}
 
-  NewRows(const SourceType& rows, TokenId first) : rows_(rows), first_(first) {}
-
-  [[nodiscard]] TokenId first_token() const { return first_; }
-  [[nodiscard]] TokenId tokens() const { return first_ + rows_.tokens(); }
-  [[nodiscard]] int kv_heads() const { return rows_.kv_heads(); }
-  [[nodiscard]] int head_dim() const { return rows_.head_dim(); }
-  [[nodiscard]] int value_dim() const { return rows_.value_dim(); }
-  [[nodiscard]] const KeyScalar* key(int kv_head,
-                                     TokenId token) const requires AddressableKeys<SourceType> {
-    return rows_.key(kv_head, token - first_);
-  }
-  [[nodiscard]] const ValueScalar* value(int kv_head, TokenId token) const requires
-      AddressableValues<SourceType> {
-    return rows_.value(kv_head, token - first_);
-  }
-  void read_key(int kv_head, TokenId token, KeyScalar* to) const
-      requires(!AddressableKeys<SourceType>) {
-    rows_.read_key(kv_head, token - first_, to);
-  }
-  void read_value(int kv_head, TokenId token, ValueScalar* to) const
-      requires(!AddressableValues<SourceType>) {
-    rows_.read_value(kv_head, token - first_, to);
-  }
-
- private:
-  SourceType rows_;
-  TokenId first_;
+  [[nodiscard]] TokenId first_token() const { return this->place().first; }
+  [[nodiscard]] TokenId tokens() const { return first_token() + this->source().tokens(); }
+  [[nodiscard]] int kv_heads() const { return this->source().kv_heads(); }
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -482,9 +482,9 @@ class Attend {
   }
 
   // Adds omega v of the tile's tokens to the groups of tables that they are essential to, unless
-  // they are certain. What was
-  // drawn by other randomness alone is noise of variance (1 - pi) omega^2 |v - out|^2: it goes to
-  // one group, with a random sign, and so into the mean of what the groups differ by.
+  // they are certain. What was drawn by other randomness alone is noise of variance
+  // (1 - pi) omega^2 |v - out|^2: it goes to one group, with a random sign, and so into the mean of
+  // what the groups differ by.
   void add_to_groups(const Tile& tile, const TableGroups& groups) {
     const float alone = ::sqrtf(groups.alone);
     for (int g = 0; g < in_.queries.count; ++g) {

@@ -12,6 +12,7 @@
 
 #include "magicpig/core/buffer.hpp"
 #include "magicpig/core/error.hpp"
+#include "magicpig/core/mapped_rows.hpp"
 #include "magicpig/core/prefetch.hpp"
 #include "magicpig/core/row_reader.hpp"
 #include "magicpig/core/token_mask.hpp"
@@ -212,44 +213,25 @@ template <class Backend, KeyValueSource Source>
   return largest;
 }
 
+/// Where PresentRows finds its rows.
+struct PresentPlace {
+  TokenMask gone;
+  TokenId instead = 0;
+
+  [[nodiscard]] static int kv_head(int kv_head) { return kv_head; }
+  [[nodiscard]] TokenId token(TokenId token) const { return gone.has(token) ? instead : token; }
+};
+
 /// `source` as a rehash reads it: the rows of erased tokens, which a host may have given away, are
 /// those of `instead`.
 template <KeyValueSource SourceType>
-class PresentRows {
+class PresentRows : public MappedRows<SourceType, PresentPlace> {
  public:
-  using KeyScalar = typename SourceType::KeyScalar;
-  using ValueScalar = typename SourceType::ValueScalar;
-
   PresentRows(const SourceType& source, const TokenMask& gone, TokenId instead)
-      : source_(source), gone_(gone), instead_(instead) {}
+      : MappedRows<SourceType, PresentPlace>(source, {.gone = gone, .instead = instead}) {}
 
-  [[nodiscard]] TokenId tokens() const { return source_.tokens(); }
-  [[nodiscard]] int kv_heads() const { return source_.kv_heads(); }
-  [[nodiscard]] int head_dim() const { return source_.head_dim(); }
-  [[nodiscard]] int value_dim() const { return source_.value_dim(); }
-  [[nodiscard]] const KeyScalar* key(int kv_head,
-                                     TokenId token) const requires AddressableKeys<SourceType> {
-    return source_.key(kv_head, there(token));
-  }
-  [[nodiscard]] const ValueScalar* value(int kv_head, TokenId token) const requires
-      AddressableValues<SourceType> {
-    return source_.value(kv_head, there(token));
-  }
-  void read_key(int kv_head, TokenId token, KeyScalar* to) const
-      requires(!AddressableKeys<SourceType>) {
-    source_.read_key(kv_head, there(token), to);
-  }
-  void read_value(int kv_head, TokenId token, ValueScalar* to) const
-      requires(!AddressableValues<SourceType>) {
-    source_.read_value(kv_head, there(token), to);
-  }
-
- private:
-  [[nodiscard]] TokenId there(TokenId token) const { return gone_.has(token) ? instead_ : token; }
-
-  SourceType source_;
-  TokenMask gone_;
-  TokenId instead_;
+  [[nodiscard]] TokenId tokens() const { return this->source().tokens(); }
+  [[nodiscard]] int kv_heads() const { return this->source().kv_heads(); }
 };
 
 }  // namespace magicpig::inline MAGICPIG_ABI
