@@ -41,6 +41,7 @@ struct SavedTokens {
     range.begin = reader.take<TokenId>("begin");
     range.end = reader.take<TokenId>("end");
     reader.require(range.begin >= 0, "begin", range.begin);
+    if (!reader.ok()) return reader.status();  // a difference of the two might not be a number
     reader.require(range.end >= range.begin && range.end - range.begin <= most, "end", range.end);
     const auto words = reader.take<std::uint64_t>("erased words");
     reader.require(words <= static_cast<std::uint64_t>(range.end) / 64 + 1, "erased words",
