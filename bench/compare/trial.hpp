@@ -30,15 +30,13 @@
 #include "magicpig/index/page_bounds.hpp"
 #include "magicpig/index/per_head_index.hpp"
 #include "magicpig/index/sign_codes.hpp"
+#include "query_rows.hpp"
 #include "relative_error.hpp"
 
 namespace magicpig::bench {
 
 /// The operations that everything is measured with.
 using Ops = HighwayOps;
-
-/// Which query rows of a capture may be asked: what is tuned on some is to be judged on others.
-enum class RowSet { kAll, kEven, kOdd };
 
 /// What stays exact, and how many rows of a capture are asked.
 struct TrialConfig {
@@ -100,17 +98,12 @@ class Workbench {
   [[nodiscard]] static Result<std::unique_ptr<Workbench>> create(const Capture& capture,
                                                                  const TrialConfig& config,
                                                                  ThreadPool& pool) {
-    const TokenId end = capture.tokens() - capture.query_rows() - config.local;
-    if (end <= config.sink) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "no token lies between the %d of --sink and the %d of --local: the "
-                           "capture has %d, %d of them query rows",
-                           config.sink, config.local, capture.tokens(), capture.query_rows());
-    }
+    const Result<TokenRange> middle = middle_of(capture, config.sink, config.local);
+    if (!middle.ok()) return middle.status();
     std::unique_ptr<Workbench> bench(new Workbench(capture, pool));
-    bench->middle_ = {.begin = config.sink, .end = end};
+    bench->middle_ = *middle;
     bench->learned_ = config.learned;
-    bench->choose_rows(config.queries, config.row_set);
+    bench->rows_ = choose_rows(capture, config.queries, config.row_set);
     bench->reference_ = make_reference(capture, bench->rows_, pool);
     return bench;
   }
@@ -233,17 +226,6 @@ class Workbench {
 
  private:
   Workbench(const Capture& capture, ThreadPool& pool) : capture_(capture), pool_(pool) {}
-
-  // floor(linspace(0, last, queries)) of the rows of the set
-  void choose_rows(int queries, RowSet set) {
-    const int first = set == RowSet::kOdd && capture_.query_rows() > 1 ? 1 : 0;
-    const int stride = set == RowSet::kAll ? 1 : 2;
-    const std::int64_t last = (capture_.query_rows() - 1 - first) / stride;
-    const std::int64_t steps = queries > 1 ? queries - 1 : 1;
-    for (std::int64_t i = 0; i < queries; ++i) {
-      rows_.push_back(first + stride * static_cast<int>(i * last / steps));
-    }
-  }
 
   // What build(made) made with these settings and this seed; all of another seed is forgotten.
   template <class Made, class Build>

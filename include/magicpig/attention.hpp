@@ -21,7 +21,7 @@
 //
 // What selects instead of drawing, to compare with, is not included here: sample/top_k.hpp and
 // top_p.hpp, by any scores (sample/token_scores.hpp). Nor is what reads each KV head as a profile
-// says: sample/per_head.hpp on index/per_head_index.hpp.
+// says: sample/per_head.hpp on index/per_head_index.hpp; such profiles are made by planner.hpp.
 //
 // A host brings its keys and values (core/views.hpp; in other layouts core/paged_key_values.hpp and
 // its neighbours, docs/layouts.md), its threads (core/executor.hpp), its memory

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Profiles as JSON, and the choices that make them.
+// Profiles as JSON.
 #include "profile.hpp"
 
 #include <doctest/doctest.h>
@@ -7,8 +7,6 @@
 #include <cstddef>
 #include <string>
 #include <vector>
-
-#include "tune/choose.hpp"
 
 namespace {
 
@@ -132,32 +130,5 @@ TEST_SUITE("Profile") {
   TEST_CASE("a file that is not there is named") {
     CHECK(std::string(read_profile("absent.json").status().message()) ==
           "absent.json: cannot be read");
-  }
-}
-
-TEST_SUITE("Tuning") {
-  // Settings 0 (exact) to 3 on two heads.
-  const std::vector<HeadPoints> kHeads{{{0.0, 100.0}, {0.01, 50.0}, {0.06, 20.0}, {0.2, 5.0}},
-                                       {{0.0, 100.0}, {0.01, 60.0}, {0.04, 30.0}, {0.5, 5.0}}};
-
-  TEST_CASE("each head takes its cheapest setting that meets the error, or is exact") {
-    CHECK(choose_each(kHeads, 0.05) == std::vector<std::size_t>{1, 2});
-    CHECK(choose_each(kHeads, 0.06) == std::vector<std::size_t>{2, 2});
-    CHECK(choose_each(kHeads, 0.001) == std::vector<std::size_t>{0, 0});
-  }
-
-  TEST_CASE("one head's error may pay for another's where only the mean counts") {
-    // (0.06, 0.04) means 0.05 at 25 bytes; each by itself would read 40.
-    CHECK(choose_mean(kHeads, 0.05) == std::vector<std::size_t>{2, 2});
-    CHECK(mean_of(kHeads, choose_mean(kHeads, 0.05)).bytes == doctest::Approx(25.0));
-    CHECK(choose_mean(kHeads, 0.0) == std::vector<std::size_t>{0, 0});
-    CHECK(choose_mean(kHeads, 1.0) == std::vector<std::size_t>{3, 3});
-  }
-
-  TEST_CASE("one setting for all meets the mean, or every head's error") {
-    CHECK(choose_global(kHeads, 0.05) == 2);
-    CHECK(choose_global_for_each(kHeads, 0.05) == 1);
-    CHECK(choose_global_for_each(kHeads, 0.06) == 2);
-    CHECK(!choose_global(kHeads, -1.0).has_value());
   }
 }

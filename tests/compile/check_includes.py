@@ -6,7 +6,7 @@ import sys
 
 # A folder sees itself and the layers before its own: cpu and cuda, for one, never include each other.
 LAYERS = [{"version.hpp"}, {"core"}, {"hash", "estimate"}, {"index"}, {"sample"}, {"request.hpp"},
-          {"cpu", "cuda"}, {"decode_layout.hpp"}, {"attention.hpp"}]
+          {"cpu", "cuda"}, {"decode_layout.hpp"}, {"attention.hpp"}, {"plan"}, {"planner.hpp"}]
 # Header prefix -> the third-party headers that it may include.
 THIRD_PARTY = {"cpu/highway": ("hwy/",), "cpu/eigen": ("Eigen/",), "cpu/xsimd": ("xsimd/",),
                "cpu/openmp": ("omp.h",), "core/huge_pages": ("sys/mman.h", "unistd.h"),

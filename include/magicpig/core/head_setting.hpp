@@ -41,6 +41,16 @@ struct HeadSetting {
   [[nodiscard]] constexpr bool has_codes() const {
     return kind == HeadKind::kSignatures || kind == HeadKind::kTrainedSignatures;
   }
+  [[nodiscard]] constexpr bool has_index() const {
+    return has_codes() || kind == HeadKind::kTables;
+  }
+  /// Whether heads with these two can have the same codes or tables.
+  [[nodiscard]] constexpr bool shares_index(const HeadSetting& other) const {
+    if (!has_index()) return !other.has_index();
+    if (kind != other.kind) return false;
+    return has_codes() ? bits == other.bits && value_norms == other.value_norms
+                       : functions == other.functions && tables == other.tables;
+  }
   [[nodiscard]] constexpr bool has_budget() const {
     return kind == HeadKind::kUniform || has_codes();
   }

@@ -125,6 +125,21 @@ class PerHeadIndex {
     });
     return sum;
   }
+  /// What bytes() will be of one KV head after a build with `tokens` tokens.
+  [[nodiscard]] static std::size_t estimate_bytes(const HeadHashes& hashes, int kv_head,
+                                                  TokenId tokens) {
+    const SignaturesConfig config = config_of(hashes, kv_head);
+    const HeadHashes::One& hash = hashes.hash(kv_head);
+    if (const auto* random = std::get_if<HadamardQuantiser>(&hash)) {
+      return Signatures<HadamardQuantiser>::estimate_bytes(random->shape(), config, tokens);
+    }
+    if (const auto* trained = std::get_if<ProductQuantiser>(&hash)) {
+      return Signatures<ProductQuantiser>::estimate_bytes(trained->shape(), config, tokens);
+    }
+    const auto* planes = std::get_if<SimHash>(&hash);
+    return planes == nullptr ? 0 : Tables::estimate_bytes(*planes, {}, tokens);
+  }
+
   /// Bytes per token of the codes of one KV head in full segments, all of which a draw reads; 0
   /// without codes: of tables it reads some buckets.
   [[nodiscard]] std::size_t bytes_per_token(int kv_head) const {
@@ -152,10 +167,14 @@ class PerHeadIndex {
     return made.status();
   }
 
-  [[nodiscard]] SignaturesConfig config(int kv_head) const {
+  [[nodiscard]] static SignaturesConfig config_of(const HeadHashes& hashes, int kv_head) {
     return {.kv_heads = 1,
-            .value_dim = setting(kv_head).value_norms ? hashes_->value_dim() : 0,
-            .memory_advice = advice_};
+            .value_dim = hashes.setting(kv_head).value_norms ? hashes.value_dim() : 0};
+  }
+  [[nodiscard]] SignaturesConfig config(int kv_head) const {
+    SignaturesConfig config = config_of(*hashes_, kv_head);
+    config.memory_advice = advice_;
+    return config;
   }
 
   // body(KV head, its signatures or tables) for the heads that have them, up to the first error,

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <span>
 #include <utility>
 #include <variant>
 
@@ -62,16 +63,24 @@ class PerHead {
   /// For indexes of `hashes`, or of others with the same settings. Errors: as Uniform::create(),
   /// Systematic::create(), Collisions::create() and Defensive::create(), memory.
   [[nodiscard]] static Result<PerHead> create(const HeadHashes& hashes) noexcept {
-    PerHead sampler(hashes.kv_heads());
-    if (sampler.heads_ == nullptr) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", hashes.kv_heads());
+    return make_all(hashes, [&](int h) -> const HeadSetting& { return hashes.setting(h); });
+  }
+
+  /// The same with settings of their own, `profile` [kv_heads], that share the indexes of `hashes`:
+  /// other rows, temperatures, collisions. Errors: also check_profile(), and a KV head whose
+  /// setting asks for other codes or tables.
+  [[nodiscard]] static Result<PerHead> create(const HeadHashes& hashes,
+                                              std::span<const HeadSetting> profile) noexcept {
+    const Status status = check_profile(profile, hashes.kv_heads());
+    if (!status.ok()) return status;
+    for (int h = 0; h < hashes.kv_heads(); ++h) {
+      if (profile[static_cast<std::size_t>(h)].shares_index(hashes.setting(h))) continue;
+      return Status::error(ErrorCode::kShapeMismatch,
+                           "KV head %d: the setting asks for other codes or tables than the hashes "
+                           "make",
+                           h);
     }
-    for (int h = 0; h < sampler.kv_heads_; ++h) {
-      const Status status =
-          make(hashes.setting(h), hashes.hash(h), sampler.heads_[static_cast<std::size_t>(h)]);
-      if (!status.ok()) return status;
-    }
-    return sampler;
+    return make_all(hashes, [&](int h) { return profile[static_cast<std::size_t>(h)]; });
   }
 
   /// Error: an index of other KV heads, or one of whose heads has other codes or tables.
@@ -164,6 +173,20 @@ class PerHead {
 
   explicit PerHead(int kv_heads)
       : heads_(new (std::nothrow) Head[static_cast<std::size_t>(kv_heads)]), kv_heads_(kv_heads) {}
+
+  template <class SettingOf>
+  static Result<PerHead> make_all(const HeadHashes& hashes, const SettingOf& setting) noexcept {
+    PerHead sampler(hashes.kv_heads());
+    if (sampler.heads_ == nullptr) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory for %d KV heads", hashes.kv_heads());
+    }
+    for (int h = 0; h < sampler.kv_heads_; ++h) {
+      const Status status =
+          make(setting(h), hashes.hash(h), sampler.heads_[static_cast<std::size_t>(h)]);
+      if (!status.ok()) return status;
+    }
+    return sampler;
+  }
 
   // The sampler of one KV head.
   static Status make(const HeadSetting& setting, const HeadHashes::One& hash, Head& head) {
