@@ -5,7 +5,7 @@ include(CheckCXXSourceCompiles)
 set(MAGICPIG_ARCH "" CACHE STRING "Value of -march for tests, benches and examples; empty for none")
 option(MAGICPIG_WARNINGS_AS_ERRORS "Compile tests, benches and examples with warnings as errors" OFF)
 set(MAGICPIG_SANITIZE "" CACHE STRING "Value of -fsanitize for tests, benches and examples; empty for none")
-option(MAGICPIG_NO_EXCEPTIONS "Compile the tests with -fno-exceptions -fno-rtti" OFF)
+option(MAGICPIG_NO_EXCEPTIONS "Compile the library's tests with -fno-exceptions -fno-rtti" OFF)
 
 set(CMAKE_CXX_EXTENSIONS OFF)
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
@@ -26,14 +26,11 @@ if(MAGICPIG_SANITIZE)
   target_compile_options(magicpig_options INTERFACE
     -fsanitize=${MAGICPIG_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND MAGICPIG_SANITIZE MATCHES "undefined")
-    # With checks of alignment g++ takes 1.7 times as long; the fuzz targets, which clang++ compiles, have them.
+    # With checks of alignment g++ takes 1.7 times as long; clang++, which the presets choose, has them.
     target_compile_options(magicpig_options INTERFACE -fno-sanitize=alignment)
   endif()
   target_compile_definitions(magicpig_options INTERFACE _GLIBCXX_ASSERTIONS)
   target_link_options(magicpig_options INTERFACE -fsanitize=${MAGICPIG_SANITIZE})
-endif()
-if(MAGICPIG_NO_EXCEPTIONS)
-  target_compile_options(magicpig_options INTERFACE -fno-exceptions -fno-rtti)
 endif()
 
 # magicpig_allow_avx512(<target> <PRIVATE|INTERFACE>): without false alarms in the compiler's own headers.

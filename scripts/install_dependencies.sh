@@ -8,8 +8,8 @@ packages_of() {
   case "$1" in
     build) echo g++ cmake ninja-build libhwy-dev libxsimd-dev libeigen3-dev nlohmann-json3-dev libcli11-dev libbenchmark-dev doctest-dev ;;
     plot) echo python3 python3-matplotlib ;;
-    test) echo pkg-config python3 python3-numpy ;;
-    ci) echo clang clang-format libclang-rt-14-dev libomp-dev ;;
+    test) echo pkg-config python3 python3-numpy clang libclang-rt-14-dev libomp-dev ;;
+    ci) echo clang-format ;;
     arm64) echo g++-aarch64-linux-gnu qemu-user ;;
     *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci, arm64)" >&2; return 1 ;;
   esac
