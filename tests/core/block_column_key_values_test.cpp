@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "magicpig/core/first_tokens.hpp"
 #include "magicpig/core/one_head.hpp"
 #include "magicpig/core/row_reader.hpp"
 
@@ -90,8 +91,8 @@ TEST_CASE("keys are gathered from columns, values read in rows") {
   const auto source = BlockColumnKeyValues<float>::dense(pools.layout());
   REQUIRE(source.ok());
   CHECK(wrong_scalars(*source) == 0);
-  CHECK(source->first(5).tokens() == 5);
-  CHECK(wrong_scalars(source->first(5)) == 0);
+  CHECK(FirstTokens(*source, 5).tokens() == 5);
+  CHECK(wrong_scalars(FirstTokens(*source, 5)) == 0);
   CHECK(wrong_scalars(OneHead(*source, 1), 1) == 0);
   BlockColumnKeyValues<float>::Layout layout = pools.layout();
   layout.key_strides = {.page = kHeads * kKey * kPage * 4, .head = kKey * kPage * 4};

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "magicpig/core/first_tokens.hpp"
 #include "marked_rows.hpp"
 
 namespace {
@@ -60,9 +61,9 @@ TEST_CASE_TEMPLATE("tokens are read from the rows of their ids", Id, std::int32_
   REQUIRE(source.ok());
   CHECK(source->tokens() == kTokens);
   CHECK(wrong_rows(*source) == 0);
-  CHECK(source->first(9).tokens() == 9);
-  CHECK(wrong_rows(source->first(9)) == 0);
-  CHECK(source->first(kTokens + 1).tokens() == kTokens);
+  CHECK(FirstTokens(*source, 9).tokens() == 9);
+  CHECK(wrong_rows(FirstTokens(*source, 9)) == 0);
+  CHECK(FirstTokens(*source, kTokens + 1).tokens() == kTokens);
   pool.ids[8] = pool.ids[7];  // a wrong id is noticed, in all heads
   const auto wrong = Source::create(pool.layout());
   REQUIRE(wrong.ok());

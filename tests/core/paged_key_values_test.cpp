@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "magicpig/core/first_tokens.hpp"
 #include "marked_rows.hpp"
 
 namespace {
@@ -93,9 +94,9 @@ TEST_CASE("pages in any order and format give each token its own row") {
                                                          .tokens = kTokens});
       REQUIRE(source.ok());
       CHECK(wrong_rows(*source) == 0);
-      CHECK(source->first(20).tokens() == 20);
-      CHECK(wrong_rows(source->first(20)) == 0);
-      CHECK(source->first(kTokens + 1).tokens() == kTokens);
+      CHECK(FirstTokens(*source, 20).tokens() == 20);
+      CHECK(wrong_rows(FirstTokens(*source, 20)) == 0);
+      CHECK(FirstTokens(*source, kTokens + 1).tokens() == kTokens);
     }
   }
 }

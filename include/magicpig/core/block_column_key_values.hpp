@@ -55,14 +55,7 @@ class BlockColumnKeyValues {
   /// BlockTable::create(), strides that break the scalar's alignment.
   [[nodiscard]] static Result<BlockColumnKeyValues> create(const Layout& layout) noexcept {
     Status status = check_key_values(layout);
-    if (status.ok()) {
-      status = check_strides<K>({{"key_strides.page", layout.key_strides.page},
-                                 {"key_strides.head", layout.key_strides.head}});
-    }
-    if (status.ok()) {
-      status = check_strides<V>({{"value_strides.page", layout.value_strides.page},
-                                 {"value_strides.head", layout.value_strides.head}});
-    }
+    if (status.ok()) status = check_strides(layout);
     if (!status.ok()) return status;
     const Result<BlockTable> table = BlockTable::create(layout.block_table, layout.page_tokens,
                                                         layout.physical_pages, layout.tokens);
@@ -107,13 +100,6 @@ class BlockColumnKeyValues {
     return at_offset(layout_.values, table_.page(token) * layout_.value_strides.page +
                                          kv_head * layout_.value_strides.head +
                                          table_.slot(token) * value_row(layout_.value_dim));
-  }
-
-  /// The same cache seen up to `tokens` tokens, as a causal mask does; `tokens` in [0, tokens()].
-  [[nodiscard]] BlockColumnKeyValues first(TokenId tokens) const {
-    BlockColumnKeyValues part = *this;
-    part.layout_.tokens = tokens < layout_.tokens ? tokens : layout_.tokens;
-    return part;
   }
 
  private:

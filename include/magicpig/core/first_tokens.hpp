@@ -15,13 +15,13 @@ struct SamePlace {
   [[nodiscard]] static TokenId token(TokenId token) { return token; }
 };
 
-/// Tokens [0, tokens) of `source`: what a query of that position sees. A copy of the source, which
-/// refers to the same memory. `tokens` lies in [0, source.tokens()].
+/// Tokens [0, tokens) of `source`, at most those that it has: what an earlier query sees. A copy of
+/// the source, which refers to the same memory. `tokens` is at least 0.
 template <KeyValueSource SourceType>
 class FirstTokens : public MappedRows<SourceType, SamePlace> {
  public:
   FirstTokens(const SourceType& source, TokenId tokens)
-      : MappedRows<SourceType, SamePlace>(source, SamePlace{}), tokens_(tokens) {}
+      : MappedRows<SourceType, SamePlace>(source, SamePlace{}), tokens_(tokens < source.tokens() ? tokens : source.tokens()) {}
 
   [[nodiscard]] TokenId tokens() const { return tokens_; }
   [[nodiscard]] int kv_heads() const { return this->source().kv_heads(); }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <type_traits>
 
 #include "magicpig/core/error.hpp"
@@ -47,22 +46,34 @@ template <class Layout>
   return Status();
 }
 
-/// A stride in bytes and the field it was given in.
-struct NamedStride {
-  const char* field = "";
-  std::int64_t bytes = 0;
-};
-
-/// Error: a stride that would break the alignment of T.
+/// Error: a stride that would break the alignment of T; `field` is named in the message.
 template <class T>
-[[nodiscard]] Status check_strides(std::initializer_list<NamedStride> strides) noexcept {
-  for (const NamedStride& stride : strides) {
-    if (stride.bytes % std::int64_t{alignof(T)} == 0) continue;
-    return Status::error(ErrorCode::kInvalidArgument,
-                         "%s: %lld bytes are no multiple of the scalar's %zu", stride.field,
-                         static_cast<long long>(stride.bytes), alignof(T));
+[[nodiscard]] Status check_stride(const char* field, const char* of, std::int64_t bytes) noexcept {
+  if (bytes % std::int64_t{alignof(T)} == 0) return Status();
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "%s.%s: %lld bytes are no multiple of the scalar's %zu", field, of,
+                       static_cast<long long>(bytes), alignof(T));
+}
+
+/// The same of those of page, head and token that `strides` has.
+template <class T, class Strides>
+[[nodiscard]] Status check_strides(const char* field, const Strides& strides) noexcept {
+  Status status;
+  if constexpr (requires { strides.page; }) status = check_stride<T>(field, "page", strides.page);
+  if (status.ok()) status = check_stride<T>(field, "head", strides.head);
+  if constexpr (requires { strides.token; }) {
+    if (status.ok()) status = check_stride<T>(field, "token", strides.token);
   }
-  return Status();
+  return status;
+}
+
+/// The same of both strides of a layout, which also has the fields keys and values.
+template <class Layout>
+[[nodiscard]] Status check_strides(const Layout& layout) noexcept {
+  using K = std::remove_cvref_t<decltype(*layout.keys)>;
+  using V = std::remove_cvref_t<decltype(*layout.values)>;
+  const Status status = check_strides<K>("key_strides", layout.key_strides);
+  return status.ok() ? check_strides<V>("value_strides", layout.value_strides) : status;
 }
 
 }  // namespace magicpig::inline MAGICPIG_ABI

@@ -52,14 +52,7 @@ class ListedKeyValues {
     Status status =
         check_key_values(Counted{layout.keys, layout.values, layout.kv_heads, layout.head_dim,
                                  layout.value_dim, static_cast<TokenId>(layout.ids.size())});
-    if (status.ok()) {
-      status = check_strides<K>({{"key_strides.head", layout.key_strides.head},
-                                 {"key_strides.token", layout.key_strides.token}});
-    }
-    if (status.ok()) {
-      status = check_strides<V>({{"value_strides.head", layout.value_strides.head},
-                                 {"value_strides.token", layout.value_strides.token}});
-    }
+    if (status.ok()) status = check_strides(layout);
     for (std::size_t i = 0; status.ok() && i < layout.ids.size(); ++i) {
       if (layout.ids[i] >= 0 && layout.ids[i] < layout.pool_rows) continue;
       status = Status::error(
@@ -82,14 +75,6 @@ class ListedKeyValues {
   /// [value_dim] scalars.
   [[nodiscard]] const V* value(int kv_head, TokenId token) const {
     return row(layout_.values, layout_.value_strides, kv_head, token);
-  }
-
-  /// The same cache seen up to `tokens` tokens, as a causal mask does; `tokens` in [0, tokens()].
-  [[nodiscard]] ListedKeyValues first(TokenId tokens) const {
-    ListedKeyValues part = *this;
-    const auto count = static_cast<std::size_t>(tokens);
-    if (count < layout_.ids.size()) part.layout_.ids = layout_.ids.first(count);
-    return part;
   }
 
  private:

@@ -51,18 +51,7 @@ class PagedKeyValues {
   /// that break the scalar's alignment.
   [[nodiscard]] static Result<PagedKeyValues> create(const Layout& layout) noexcept {
     Status status = check_key_values(layout);
-    if (status.ok()) {
-      const PageStrides& s = layout.key_strides;
-      status = check_strides<K>({{"key_strides.page", s.page},
-                                 {"key_strides.head", s.head},
-                                 {"key_strides.token", s.token}});
-    }
-    if (status.ok()) {
-      const PageStrides& s = layout.value_strides;
-      status = check_strides<V>({{"value_strides.page", s.page},
-                                 {"value_strides.head", s.head},
-                                 {"value_strides.token", s.token}});
-    }
+    if (status.ok()) status = check_strides(layout);
     if (!status.ok()) return status;
     const Result<BlockTable> table = BlockTable::create(layout.block_table, layout.page_tokens,
                                                         layout.physical_pages, layout.tokens);
@@ -82,13 +71,6 @@ class PagedKeyValues {
   /// [value_dim] scalars.
   [[nodiscard]] const V* value(int kv_head, TokenId token) const {
     return row(layout_.values, layout_.value_strides, kv_head, token);
-  }
-
-  /// The same cache seen up to `tokens` tokens, as a causal mask does; `tokens` in [0, tokens()].
-  [[nodiscard]] PagedKeyValues first(TokenId tokens) const {
-    PagedKeyValues part = *this;
-    part.layout_.tokens = tokens < layout_.tokens ? tokens : layout_.tokens;
-    return part;
   }
 
  private:

@@ -46,14 +46,7 @@ class RingKeyValues {
       return Status::error(ErrorCode::kInvalidArgument, "capacity %d must be at least 1",
                            layout.capacity);
     }
-    if (status.ok()) {
-      status = check_strides<K>({{"key_strides.head", layout.key_strides.head},
-                                 {"key_strides.token", layout.key_strides.token}});
-    }
-    if (status.ok()) {
-      status = check_strides<V>({{"value_strides.head", layout.value_strides.head},
-                                 {"value_strides.token", layout.value_strides.token}});
-    }
+    if (status.ok()) status = check_strides(layout);
     if (!status.ok()) return status;
     return RingKeyValues(layout);
   }

@@ -88,14 +88,7 @@ class StridedKeyValues {
   /// the scalar's alignment.
   [[nodiscard]] static Result<StridedKeyValues> create(const Layout& layout) noexcept {
     Status status = check_key_values(layout);
-    if (status.ok()) {
-      status = check_strides<K>({{"key_strides.head", layout.key_strides.head},
-                                 {"key_strides.token", layout.key_strides.token}});
-    }
-    if (status.ok()) {
-      status = check_strides<V>({{"value_strides.head", layout.value_strides.head},
-                                 {"value_strides.token", layout.value_strides.token}});
-    }
+    if (status.ok()) status = check_strides(layout);
     if (!status.ok()) return status;
     return StridedKeyValues(layout);
   }
