@@ -17,6 +17,7 @@
 
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
+#include "magicpig/index/per_head_index.hpp"
 
 namespace {
 
@@ -189,6 +190,17 @@ void measure_changes(const Cache& cache, TokenId tokens) {
   auto tables = get(BucketTables<SimHash>::create(family, {.kv_heads = kHeads}));
   check(tables.build(backend, source, {.begin = 0, .end = tokens}));
   measure_changes("tables (8, 75)", tables, cache);
+  HeadSetting profile[kHeads];  // the first half as the signatures, the other half as the tables
+  for (int h = 0; h < kHeads; ++h) {
+    profile[h] = {.kind = HeadKind::kTables, .functions = 8, .tables = 75};
+    if (h >= kHeads / 2) continue;
+    profile[h] = {.kind = HeadKind::kSignatures, .bits = 1, .budget = 0.02, .value_norms = false};
+  }
+  const auto hashes =
+      get(HeadHashes::create(backend, source, {.begin = 0, .end = tokens}, profile));
+  auto heads = get(PerHeadIndex::create(hashes));
+  check(heads.build(backend, source, {.begin = 0, .end = tokens}));
+  measure_changes("profile of both", heads, cache);
 }
 
 }  // namespace
