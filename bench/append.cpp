@@ -123,21 +123,21 @@ void measure_signatures(const Cache& cache, TokenId tokens, int bits, bool norms
   measure(name, tokens, start, [&](TokenId t) { check(index.append(backend, source, t + 1)); });
 }
 
-void measure_tables(const Cache& cache, TokenId tokens, int seal_tokens) {
+void measure_tables(const Cache& cache, TokenId tokens, int seal_tokens, int seal_steps) {
   const auto family = get(SimHash::create({.dim = kDim, .bits = 8, .tables = 75, .seed = 1}));
   SerialExecutor serial;
   const auto backend = make_backend<HighwayOps>(serial);
   const auto source = get(StridedKeyValues<bf16>::token_major(
       cache.keys.data(), cache.values.data(), kShape, kPrompt + tokens));
-  auto index =
-      get(BucketTables<SimHash>::create(family, {.kv_heads = kHeads, .seal_tokens = seal_tokens}));
+  auto index = get(BucketTables<SimHash>::create(
+      family, {.kv_heads = kHeads, .seal_tokens = seal_tokens, .seal_steps = seal_steps}));
   const auto start = [&] {
     check(index.build(backend, source, {.begin = 0, .end = 0}));
     give_memory_back();
     check(index.build(backend, source, {.begin = 0, .end = kPrompt}));
   };
   char name[64];
-  std::snprintf(name, sizeof name, "tables (8, 75), sealed by %d", seal_tokens);
+  std::snprintf(name, sizeof name, "tables, sealed by %d in %d", seal_tokens, seal_steps);
   measure(name, tokens, start, [&](TokenId t) { check(index.append(backend, source, t + 1)); });
 }
 
@@ -218,8 +218,10 @@ int main(int argc, char** argv) {
   measure_signatures(cache, tokens, 1, false);
   measure_signatures(cache, tokens, 1, true);
   measure_signatures(cache, tokens, 2, false);
-  measure_tables(cache, tokens, 1024);
-  measure_tables(cache, tokens, 128);
+  measure_tables(cache, tokens, 1024, 1);
+  measure_tables(cache, tokens, 128, 1);
+  measure_tables(cache, tokens, 1024, 1024);
+  measure_tables(cache, tokens, 512, 512);
   std::printf("\n%-24s %-28s %12s\n", "index", "change of a fork", "us");
   measure_changes(cache, tokens);
   return 0;

@@ -107,6 +107,22 @@ struct TablesKind {
   }
 };
 
+// The same, with blocks that several appends seal.
+struct SpreadKind : TablesKind {
+  static constexpr bool kSpreads = true;
+
+  [[nodiscard]] Index make() const {
+    return std::move(*Index::create(family, {.kv_heads = kHeads,
+                                             .segment_tokens = 64,
+                                             .seal_tokens = seal,
+                                             .seal_steps = std::min(seal, 7)}));
+  }
+};
+template <class Kind>
+constexpr bool kSpreads = requires {
+  Kind::kSpreads;
+};
+
 struct CodesKind {
   using Index = Signatures<HadamardQuantiser>;
   using Sampler = Systematic;
@@ -245,6 +261,7 @@ struct Live {
   typename Kind::Index index;
   TokenRange range = {};
   std::vector<bool> erased = {};  // by token
+  TokenId asked = 0;              // what was appended last, not all of which may be indexed
 
   [[nodiscard]] std::vector<TokenId> erased_ids() const {
     std::vector<TokenId> ids;
@@ -326,21 +343,29 @@ class Script {
     const TokenId end = random_.between(begin, live.cache.tokens());
     REQUIRE(live.index.build(backend(), live.cache.source(), {.begin = begin, .end = end}).ok());
     live.range = {.begin = begin, .end = end};
+    live.asked = end;
     std::fill(live.erased.begin(), live.erased.end(), false);
   }
 
   void append(Live<Kind>& live, TokenId tokens) {
-    if (live.range.end + tokens > most_) return;
-    const TokenId end = live.range.end + tokens;
+    const TokenId end = (kSpreads<Kind> ? live.asked : live.range.end) + tokens;
+    if (end > most_) return;
     grow(live, end);
     renew(live, {.begin = live.range.end, .end = live.cache.tokens()});
     REQUIRE(live.index.append(backend(), live.cache.source(), end).ok());
+    if (kSpreads<Kind>) {
+      live.asked = end;
+      tokens = live.index.indexed().end - live.range.end;
+      CHECK((tokens >= 0 && tokens % kind_.seal == 0));
+      CHECK(end - live.index.indexed().end < 2 * kind_.seal);
+    }
     live.range.end += tokens / kind_.seal * kind_.seal;
   }
 
   void truncate(Live<Kind>& live) {
     const TokenId end = random_.between(0, live.range.end + 3);
     REQUIRE(live.index.truncate(end).ok());
+    live.asked = std::min(live.asked, std::max(end, live.range.begin));
     if (end >= live.range.end) return;
     live.range.end = std::max(end, live.range.begin);
     std::fill(live.erased.begin() + live.range.end, live.erased.end(), false);
@@ -368,7 +393,8 @@ class Script {
     Live<Kind> copy{.cache = live.cache,
                     .index = std::move(*other),
                     .range = live.range,
-                    .erased = live.erased};
+                    .erased = live.erased,
+                    .asked = live.asked};
     live_.push_back(std::move(copy));
   }
 
@@ -416,6 +442,7 @@ class Script {
   void clear(Live<Kind>& live) {
     live.index.clear();
     live.range = {};
+    live.asked = 0;
     live.cache = {};
     live.erased.clear();
     grow(live, 40);
@@ -458,7 +485,7 @@ int operations() {
 }
 
 TEST_CASE_TEMPLATE("after any script of changes an index is the one built at once", Kind,
-                   TablesKind, CodesKind, ProfileOfBoth, ProfileOfCodes) {
+                   TablesKind, SpreadKind, CodesKind, ProfileOfBoth, ProfileOfCodes) {
   const int scripts = operations() / 200;
   std::int64_t before = 0;
   for (int seed = 1; seed <= scripts; ++seed) {
