@@ -17,6 +17,7 @@
 
 #include "magicpig/attention.hpp"
 #include "magicpig/cpu/highway.hpp"
+#include "magicpig/index/per_head_index.hpp"
 
 namespace {
 
@@ -122,21 +123,21 @@ void measure_signatures(const Cache& cache, TokenId tokens, int bits, bool norms
   measure(name, tokens, start, [&](TokenId t) { check(index.append(backend, source, t + 1)); });
 }
 
-void measure_tables(const Cache& cache, TokenId tokens, int seal_tokens) {
+void measure_tables(const Cache& cache, TokenId tokens, int seal_tokens, int seal_steps) {
   const auto family = get(SimHash::create({.dim = kDim, .bits = 8, .tables = 75, .seed = 1}));
   SerialExecutor serial;
   const auto backend = make_backend<HighwayOps>(serial);
   const auto source = get(StridedKeyValues<bf16>::token_major(
       cache.keys.data(), cache.values.data(), kShape, kPrompt + tokens));
-  auto index =
-      get(BucketTables<SimHash>::create(family, {.kv_heads = kHeads, .seal_tokens = seal_tokens}));
+  auto index = get(BucketTables<SimHash>::create(
+      family, {.kv_heads = kHeads, .seal_tokens = seal_tokens, .seal_steps = seal_steps}));
   const auto start = [&] {
     check(index.build(backend, source, {.begin = 0, .end = 0}));
     give_memory_back();
     check(index.build(backend, source, {.begin = 0, .end = kPrompt}));
   };
   char name[64];
-  std::snprintf(name, sizeof name, "tables (8, 75), sealed by %d", seal_tokens);
+  std::snprintf(name, sizeof name, "tables, sealed by %d in %d", seal_tokens, seal_steps);
   measure(name, tokens, start, [&](TokenId t) { check(index.append(backend, source, t + 1)); });
 }
 
@@ -189,6 +190,17 @@ void measure_changes(const Cache& cache, TokenId tokens) {
   auto tables = get(BucketTables<SimHash>::create(family, {.kv_heads = kHeads}));
   check(tables.build(backend, source, {.begin = 0, .end = tokens}));
   measure_changes("tables (8, 75)", tables, cache);
+  HeadSetting profile[kHeads];  // the first half as the signatures, the other half as the tables
+  for (int h = 0; h < kHeads; ++h) {
+    profile[h] = {.kind = HeadKind::kTables, .functions = 8, .tables = 75};
+    if (h >= kHeads / 2) continue;
+    profile[h] = {.kind = HeadKind::kSignatures, .bits = 1, .budget = 0.02, .value_norms = false};
+  }
+  const auto hashes =
+      get(HeadHashes::create(backend, source, {.begin = 0, .end = tokens}, profile));
+  auto heads = get(PerHeadIndex::create(hashes));
+  check(heads.build(backend, source, {.begin = 0, .end = tokens}));
+  measure_changes("profile of both", heads, cache);
 }
 
 }  // namespace
@@ -206,8 +218,10 @@ int main(int argc, char** argv) {
   measure_signatures(cache, tokens, 1, false);
   measure_signatures(cache, tokens, 1, true);
   measure_signatures(cache, tokens, 2, false);
-  measure_tables(cache, tokens, 1024);
-  measure_tables(cache, tokens, 128);
+  measure_tables(cache, tokens, 1024, 1);
+  measure_tables(cache, tokens, 128, 1);
+  measure_tables(cache, tokens, 1024, 1024);
+  measure_tables(cache, tokens, 512, 512);
   std::printf("\n%-24s %-28s %12s\n", "index", "change of a fork", "us");
   measure_changes(cache, tokens);
   return 0;

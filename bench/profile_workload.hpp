@@ -29,7 +29,7 @@ struct ProfiledLayer {
     auto hashes = HeadHashes::create(backend, workload.view(), workload.middle(), heads, 1);
     if (!hashes.ok()) fail(hashes.status().message());
     auto kept = std::make_unique<HeadHashes>(std::move(*hashes));
-    auto index = PerHeadIndex::create(*kept, workload.pages().index);
+    auto index = PerHeadIndex::create(*kept, {.memory_advice = workload.pages().index});
     if (!index.ok()) fail(index.status().message());
     const Status status = index->build(backend, workload.view(), workload.middle());
     if (!status.ok()) fail(status.message());

@@ -165,7 +165,7 @@ TEST_CASE("a budget of more tokens than there are") {
   }
 }
 
-TEST_CASE("segment_tokens, seal_tokens or kv_heads out of range") {
+TEST_CASE("segment_tokens, seal_tokens, seal_steps or kv_heads out of range") {
   const auto family = SimHash::create({.dim = 8, .bits = 4, .tables = 2});
   for (const int tokens : {0, 63, kMaxSegmentTokens + 1}) {
     check_error(Tables::create(*family, {.segment_tokens = tokens}), ErrorCode::kInvalidArgument,
@@ -173,6 +173,12 @@ TEST_CASE("segment_tokens, seal_tokens or kv_heads out of range") {
   }
   check_error(Tables::create(*family, {.seal_tokens = 0}), ErrorCode::kInvalidArgument,
               "seal_tokens 0 must be at least 1");
+  for (const int steps : {0, 9}) {
+    check_error(
+        Tables::create(*family, {.seal_tokens = 8, .seal_steps = steps}),
+        ErrorCode::kInvalidArgument,
+        ("seal_steps " + std::to_string(steps) + " must lie in [1, seal_tokens 8]").c_str());
+  }
   check_error(Tables::create(*family, {.kv_heads = 0}), ErrorCode::kInvalidArgument,
               "kv_heads 0 must lie in [1, 2^24)");
 }

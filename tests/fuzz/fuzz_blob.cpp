@@ -13,6 +13,8 @@
 
 #include "magicpig/attention.hpp"
 #include "magicpig/hash/product_quantiser.hpp"
+#include "magicpig/index/per_head_index.hpp"
+#include "magicpig/sample/per_head.hpp"
 #include "problem.hpp"
 #include "reseal.hpp"
 
@@ -123,6 +125,21 @@ void try_tables(std::span<const std::uint8_t> input) {
   try_index(*built, s.by_tables, *index, BlobKind::kBucketTables, input);
 }
 
+// Of the fields around the heads' own blobs, whose checksums stay as they are.
+void try_profile(std::span<const std::uint8_t> input) {
+  Setting& s = setting();
+  constexpr HeadSetting kProfile[] = {{.kind = HeadKind::kSignatures, .bits = 1, .budget = 0.1}};
+  static const auto hashes =
+      HeadHashes::create(s.backend(), s.problem.source(), {0, kTokens}, kProfile);
+  static const auto sampler = PerHead::create(*hashes);
+  auto built = PerHeadIndex::create(*hashes);
+  require(built->build(s.backend(), s.problem.source(), {.begin = 2, .end = 100}).ok(), "built");
+  require(built->erase(std::vector<TokenId>{5, 77}).ok(), "erased");
+  auto index = built->fork();
+  require(index->truncate(50).ok(), "cut");
+  try_index(*built, *sampler, *index, BlobKind::kPerHeadIndex, input);
+}
+
 void try_quantiser(std::span<const std::uint8_t> input) {
   Setting& s = setting();
   static const auto trained =
@@ -150,8 +167,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using namespace magicpig::test;
   const std::span<const std::uint8_t> input(data, size);
   if (input.empty()) return 0;
-  if (input[0] % 3 == 0) try_signatures(input.subspan(1));
-  if (input[0] % 3 == 1) try_tables(input.subspan(1));
-  if (input[0] % 3 == 2) try_quantiser(input.subspan(1));
+  if (input[0] % 4 == 0) try_signatures(input.subspan(1));
+  if (input[0] % 4 == 1) try_tables(input.subspan(1));
+  if (input[0] % 4 == 2) try_quantiser(input.subspan(1));
+  if (input[0] % 4 == 3) try_profile(input.subspan(1));
   return 0;
 }

@@ -17,6 +17,7 @@
 #include "allocations.hpp"
 #include "backends.hpp"
 #include "magicpig/attention.hpp"
+#include "magicpig/core/new_rows.hpp"
 #include "problem.hpp"
 #include "same_index.hpp"
 
@@ -397,6 +398,137 @@ TEST_CASE("every array of ids, offsets and norms is shown to the memory advice")
   REQUIRE(plain.build(backend, source, {.begin = 4, .end = 260}).ok());
   REQUIRE(plain.append(backend, source, 340).ok());
   check_same(index, plain);
+}
+
+// Tables (5, 9) of tokens [4, 100), with blocks of 40 that up to 16 appends seal, beside some whose
+// blocks are sealed at once.
+struct Spread {
+  SerialExecutor serial;
+  CpuBackend<ScalarOps, SerialExecutor> backend = make_backend<ScalarOps>(serial);
+  Problem<float> problem = Problem<float>({.shape = kShape, .tokens = 400, .key_offset = 0.7});
+  SimHash family = make_family();
+  Tables index = make(16);
+  Tables plain = make(1);
+
+  Spread() {
+    for (Tables* one : {&index, &plain}) {
+      REQUIRE(one->build(backend, problem.source(), {.begin = 4, .end = 100}).ok());
+    }
+  }
+  Spread(const Spread&) = delete;
+
+  [[nodiscard]] Tables make(int seal_steps) const {
+    return std::move(*Tables::create(
+        family,
+        {.kv_heads = 2, .segment_tokens = 64, .seal_tokens = 40, .seal_steps = seal_steps}));
+  }
+  [[nodiscard]] Status append(TokenId end) { return index.append(backend, problem.source(), end); }
+  // Appends token by token from `end` until more is indexed; how many appends that takes.
+  int seal_from(TokenId end) {
+    const TokenId before = index.indexed().end;
+    int calls = 0;
+    while (index.indexed().end == before && calls < 99) REQUIRE(append(end + calls++).ok());
+    return calls;
+  }
+  void check_same_as_plain(TokenId end) {
+    REQUIRE(plain.append(backend, problem.source(), end).ok());
+    check_same(index, plain);
+  }
+};
+
+TEST_CASE("a block is sealed by as many appends as the config says") {
+  Spread s;
+  const std::size_t before = s.index.bytes();
+  for (TokenId end = 101; end < 140; ++end) REQUIRE(s.append(end).ok());
+  CHECK(s.index.bytes() == before);
+  REQUIRE(s.append(140).ok());
+  const std::size_t under_way = s.index.bytes();
+  CHECK(under_way > before);
+  auto fork = s.index.fork();
+  REQUIRE(fork.ok());
+  CHECK(fork->bytes() < under_way);
+  const auto pool = std::move(*ThreadPool::create(3));
+  REQUIRE(s.index.append(make_backend<ScalarOps>(*pool), s.problem.source(), 141).ok());
+  CHECK(s.index.indexed().end == 100);
+  const int calls = 2 + s.seal_from(142);
+  CHECK(calls > 8);
+  CHECK(calls <= 16);
+  CHECK(s.index.indexed().end == 140);
+  s.check_same_as_plain(140);
+  // What was replaced is given back by the next ones, and the fork goes on by itself.
+  for (TokenId end = 160; end < 166; ++end) REQUIRE(s.append(end).ok());
+  CHECK(s.index.bytes() == s.plain.bytes());
+  s.index = std::move(*fork);
+  CHECK(s.seal_from(140) == calls);
+  check_same(s.index, s.plain);
+  REQUIRE(s.append(185).ok());
+  s.index.clear();
+  CHECK(s.index.bytes() == s.make(1).bytes());
+}
+
+TEST_CASE("a second block, or the first of an empty index, is sealed at once") {
+  Spread s;
+  REQUIRE(s.append(150).ok());
+  CHECK(s.index.indexed().end == 100);
+  REQUIRE(s.append(183).ok());
+  CHECK(s.index.indexed().end == 180);
+  s.check_same_as_plain(180);
+  REQUIRE(s.index.truncate(0).ok());
+  REQUIRE(s.append(50).ok());
+  CHECK(s.index.indexed() == TokenRange{4, 44});
+}
+
+TEST_CASE("tokens of a block under way that are taken back or changed are hashed anew") {
+  Spread s;
+  for (TokenId end = 140; end < 148; ++end) REQUIRE(s.append(end).ok());
+  for (TokenId t = 120; t < 140; ++t) s.problem.key(1, t)[3] += 4.0F;
+  REQUIRE(s.index.truncate(120).ok());
+  CHECK(s.index.indexed().end == 100);
+  CHECK(s.seal_from(140) > 8);
+  s.check_same_as_plain(140);
+  // The same by an append that ends before.
+  for (TokenId end = 180; end < 188; ++end) REQUIRE(s.append(end).ok());
+  for (TokenId t = 150; t < 180; ++t) s.problem.key(0, t)[2] -= 3.0F;
+  REQUIRE(s.append(150).ok());
+  CHECK(s.seal_from(180) > 8);
+  s.check_same_as_plain(180);
+  // And by a change of what is indexed already.
+  for (TokenId end = 220; end < 228; ++end) REQUIRE(s.append(end).ok());
+  for (TokenId t = 170; t < 220; ++t) s.problem.key(0, t)[7] -= 3.0F;
+  for (Tables* one : {&s.index, &s.plain}) {
+    REQUIRE(one->rehash(s.backend, s.problem.source(), {.begin = 170, .end = 180}).ok());
+  }
+  CHECK(s.seal_from(220) > 8);
+  s.check_same_as_plain(220);
+}
+
+TEST_CASE("a block under way that fails is begun anew, and nothing has changed") {
+  Spread s;
+  for (TokenId end = 140; end < 148; ++end) REQUIRE(s.append(end).ok());
+  const NewRows rows(s.problem.source(), 120);
+  CHECK(std::string(s.index.append(s.backend, rows, 148).message()) ==
+        "cannot read token 100 of rows that begin at token 120");
+  s.problem.key(1, 139)[5] = std::numeric_limits<float>::quiet_NaN();
+  Status status;
+  for (TokenId end = 148; status.ok() && end < 170; ++end) status = s.append(end);
+  CHECK(status.code() == ErrorCode::kNonFinite);
+  CHECK(std::string(status.message()) == "the key of token 139, KV head 1 is not finite");
+  check_same(s.index, s.plain);
+  s.problem.key(1, 139)[5] = 0.5F;
+  int failures = 0;
+  for (;; ++failures) {
+    fail_allocations_after(failures);
+    status = Status();
+    for (TokenId end = 140; status.ok() && s.index.indexed().end == 100; ++end) {
+      status = s.append(end);
+    }
+    fail_allocations_after(-1);
+    if (status.ok()) break;
+    CHECK(status.code() == ErrorCode::kOutOfMemory);
+    check_same(s.index, s.plain);
+  }
+  CHECK(failures > 5);
+  s.check_same_as_plain(140);
 }
 
 TEST_CASE("the documented 308.7 bytes per token at (10, 150) in full segments") {

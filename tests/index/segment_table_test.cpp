@@ -73,8 +73,11 @@ TEST_CASE("SegmentTable.shares_and_takes_over_segments") {
   fresh.resize(3);
   number(fresh, 0, 500);
   REQUIRE(other.reserve(7));
-  other.replace(4, fresh);  // the last one, and two behind it
-  CHECK(fresh.count() == 0);
+  other.exchange(4, fresh);  // the last one, and two behind it
+  CHECK(fresh.count() == 3);
+  CHECK(at(fresh, 0, 2) == 42);
+  CHECK(fresh.bytes() == 3 * sizeof(int));
+  fresh.resize(0);
   CHECK(other.count() == 7);
   CHECK(at(other, 3, 2) == 32);
   CHECK(at(other, 4, 0) == 500);

@@ -9,6 +9,7 @@
 
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/index/per_head_index.hpp"
 #include "magicpig/index/signatures.hpp"
 
 namespace magicpig::test {
@@ -32,6 +33,15 @@ namespace magicpig::test {
     }
   }
   return true;
+}
+
+/// Null when the same tokens of two indexes of one range were erased.
+template <class A, class B>
+[[nodiscard]] const char* erasure_difference(const A& a, const B& b) {
+  for (TokenId t = a.indexed().begin; t < a.indexed().end; ++t) {
+    if (a.erased().has(t) != b.erased().has(t)) return "erased";
+  }
+  return nullptr;
 }
 
 /// Null when two indexes of one family and config hold the same bits, else what differs first. The
@@ -96,6 +106,26 @@ template <class Q>
     }
   }
   return nullptr;
+}
+
+/// The same for indexes of one profile and config, erased tokens and all.
+[[nodiscard]] inline const char* index_difference(const PerHeadIndex& a, const PerHeadIndex& b) {
+  if (a.indexed() != b.indexed()) return "range of all";
+  const auto of_head = [](const auto* x, const auto* y) -> const char* {
+    if ((x == nullptr) != (y == nullptr)) return "kinds of indexes";
+    if (x == nullptr) return nullptr;
+    const char* difference = index_difference(*x, *y);
+    return difference != nullptr ? difference : erasure_difference(*x, *y);
+  };
+  const char* difference = erasure_difference(a, b);
+  for (int h = 0; h < a.kv_heads() && difference == nullptr; ++h) {
+    difference = of_head(a.tables(h), b.tables(h));
+    if (difference != nullptr) break;
+    difference = of_head(a.signatures<HadamardQuantiser>(h), b.signatures<HadamardQuantiser>(h));
+    if (difference != nullptr) break;
+    difference = of_head(a.signatures<ProductQuantiser>(h), b.signatures<ProductQuantiser>(h));
+  }
+  return difference;
 }
 
 }  // namespace magicpig::test

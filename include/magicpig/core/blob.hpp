@@ -19,6 +19,7 @@ enum class BlobKind : std::uint32_t {
   kSignatures = 1,
   kBucketTables = 2,
   kProductQuantiser = 3,
+  kPerHeadIndex = 4,
 };
 
 /// Of all blobs: the layout of fields that this version of the library writes and reads.
@@ -61,6 +62,15 @@ class BlobWriter {
       std::memcpy(to_.data() + at_, values.data(), values.size_bytes());
     }
     at_ += values.size_bytes();
+  }
+
+  /// The blob that `inner` saves, behind its length.
+  template <class Saved>
+  void put_blob(const Saved& inner) {
+    const std::size_t bytes = inner.saved_bytes();
+    put(static_cast<std::uint64_t>(bytes));
+    if (!to_.empty()) (void)inner.save(to_.subspan(at_, bytes));
+    at_ += bytes;
   }
 
   /// So far, header and all.
@@ -113,6 +123,14 @@ class BlobReader {
     std::memcpy(values.data(), from_.data() + at_, values.size_bytes());
     at_ += values.size_bytes();
   }
+  /// What put_blob() put: a view, nothing but its length is checked.
+  [[nodiscard]] std::span<const std::byte> take_blob(const char* name) {
+    const auto bytes = take<std::uint64_t>(name);
+    need(name, static_cast<std::size_t>(bytes), 1);
+    if (!ok()) return {};
+    at_ += static_cast<std::size_t>(bytes);
+    return from_.subspan(at_ - static_cast<std::size_t>(bytes), static_cast<std::size_t>(bytes));
+  }
   /// Refuses a blob that has no room for `count` values of `size` bytes, before memory for them is
   /// allocated on its word.
   void need(const char* name, std::size_t count, std::size_t size) {
@@ -129,8 +147,13 @@ class BlobReader {
   void expect(const char* name, T own) {
     const T stored = take<T>(name);
     if (!ok() || stored == own) return;
-    status_ = Status::error(ErrorCode::kBadBlob, "blob: %s is %lld, wanted is %lld", name,
-                            static_cast<long long>(stored), static_cast<long long>(own));
+    if constexpr (std::is_floating_point_v<T>) {
+      status_ = Status::error(ErrorCode::kBadBlob, "blob: %s is %g, wanted is %g", name,
+                              static_cast<double>(stored), static_cast<double>(own));
+    } else {
+      status_ = Status::error(ErrorCode::kBadBlob, "blob: %s is %lld, wanted is %lld", name,
+                              static_cast<long long>(stored), static_cast<long long>(own));
+    }
   }
   /// Refuses the blob unless `good`.
   void require(bool good, const char* name, long long value) {

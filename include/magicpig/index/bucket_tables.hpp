@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -39,6 +40,12 @@ struct BucketTablesConfig {
   /// stay exact. Each append rewrites the last segment, so larger is cheaper: per token and KV head
   /// up to 2 L (segment_tokens / seal_tokens + 1) / 2 bytes on average, besides its hashes.
   int seal_tokens = 1024;
+  /// Calls of append() over which the work for such a block is spread, in [1, seal_tokens]; by 1
+  /// the call that completes the block does all of it. Otherwise the block stays exact until the
+  /// last of them: of calls that bring a token each, up to seal_tokens + seal_steps - 2 newest
+  /// tokens are, and 2 seal_tokens - 1 at most. Meanwhile its keys must stay where and as they are:
+  /// a host that takes some of them back or changes them calls truncate().
+  int seal_steps = 1;
   /// Shown every array of ids, offsets and norms before it is filled; null for none.
   MemoryAdvice memory_advice = nullptr;
 };
@@ -54,12 +61,13 @@ struct BucketTablesConfig {
 ///
 /// Memory per token and KV head: 2 L bytes of ids, 4 of norm, and 2 L (2^K + 1) / segment_tokens of
 /// offsets: 308.7 bytes at (10, 150) in full segments; a bit per token once any was erased. While
-/// it is changed, the changed segments exist twice, plus 2 L bytes per token of one segment.
-/// Segments are shared by forks: a change copies those that it changes and that another fork has,
-/// and the norms of all tokens. Threads: any number may read (all const functions, fork() too);
-/// changes need exclusive access to this fork, whatever happens to others. Where sealing takes too
-/// long for a decode step, a host appends to a fork on another thread and then moves it here.
-/// Source: Chen et al. 2024, algorithm 1; segments and 16-bit ids are ours.
+/// it is changed, the changed segments exist twice, plus 2 L bytes per token of one segment and 4
+/// per token that is new. Segments are shared by forks: a change copies those that it changes and
+/// that another fork has, and the norms of all tokens. Threads: any number may read (all const
+/// functions, fork() too); changes need exclusive access to this fork, whatever happens to others.
+/// Where sealing takes too long for a decode step, a host spreads it (seal_steps), or appends to a
+/// fork on another thread and then moves it here. Source: Chen et al. 2024, algorithm 1; segments
+/// and 16-bit ids are ours.
 template <HashFamily Family>
 class BucketTables {
  public:
@@ -78,6 +86,11 @@ class BucketTables {
     }
     if (config.seal_tokens < 1) {
       return Status::error(ErrorCode::kInvalidArgument, "seal_tokens %d must be at least 1",
+                           config.seal_tokens);
+    }
+    if (config.seal_steps < 1 || config.seal_steps > config.seal_tokens) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "seal_steps %d must lie in [1, seal_tokens %d]", config.seal_steps,
                            config.seal_tokens);
     }
     BucketTables index(family, config);
@@ -113,22 +126,33 @@ class BucketTables {
   /// Takes over tokens [indexed().end, end) in multiples of seal_tokens; the rest stays exact until
   /// a later call. Where the first token lies is build()'s to say: before the first append, build
   /// with the middle of what there is, be it empty. An `end` at or below indexed().end changes
-  /// nothing. Errors: as build().
+  /// nothing. With seal_steps above 1 a block is taken over by the last of as many calls, and at
+  /// once where the index is empty or a second block is complete. Errors: as build(); a block that
+  /// was under way is then begun anew by the next call.
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
+    if (sealing_ && end < sealing_->tokens.end) sealing_.reset();
+    if (sealing_ && sealing_->tokens.end <= range_.end) give_back_one();
     if (end <= range_.end) return Status();
     const Status status = check_source(source, kv_heads(), dim(), end);
     if (!status.ok()) return status;
     const TokenId waiting = end - range_.end;
-    return extend(backend, source, end - waiting % config_.seal_tokens, range_.empty());
+    end -= waiting % config_.seal_tokens;
+    if (config_.seal_steps > 1 && end - range_.end == config_.seal_tokens && !range_.empty()) {
+      return seal_some(backend, source, end);
+    }
+    if (end > range_.end) sealing_.reset();
+    return extend(backend, source, end, range_.empty());
   }
 
-  /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing; one at or
-  /// below indexed().begin leaves an empty index, whose centre the next append makes anew. Tokens
-  /// that were erased there may be appended again. Cost: a pass over the ids of one segment.
-  /// Errors: a negative `end`, memory where that segment is shared; nothing is changed then.
+  /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing, but that a
+  /// block under way with tokens from there on is begun anew; one at or below indexed().begin
+  /// leaves an empty index, whose centre the next append makes anew. Tokens that were erased there
+  /// may be appended again. Cost: a pass over the ids of one segment. Errors: a negative `end`,
+  /// memory where that segment is shared; nothing is changed then.
   Status truncate(TokenId end) noexcept {
     const Status status = check_truncation(end);
+    if (status.ok() && sealing_ && end < sealing_->tokens.end) sealing_.reset();
     if (!status.ok() || end >= range_.end) return status;
     const TokenRange rest{.begin = range_.begin, .end = end > range_.begin ? end : range_.begin};
     const int kept = segments_for(rest.size());
@@ -147,9 +171,9 @@ class BucketTables {
     return Status();
   }
 
-  /// An index of the same tokens that shares all segments. Either may then be read, changed and
-  /// destroyed on a thread of its own. Memory of its own: centres, bits of erased tokens, 64 bytes
-  /// per segment and KV head. Error: memory.
+  /// An index of the same tokens that shares all segments, without a block under way. Either may
+  /// then be read, changed and destroyed on a thread of its own. Memory of its own: centres, bits
+  /// of erased tokens, 64 bytes per segment and KV head. Error: memory.
   [[nodiscard]] Result<BucketTables> fork() const noexcept {
     Result<BucketTables> other = create(*family_, config_);
     if (!other.ok()) return other;
@@ -237,6 +261,7 @@ class BucketTables {
   /// of the list of segments.
   void clear() noexcept {
     range_ = {};
+    sealing_.reset();
     segments_.resize(0);
     for (int h = 0; h < config_.kv_heads; ++h) norms_of(h) = SharedArray<float>();
     erased_ = TokenBits();
@@ -313,9 +338,11 @@ class BucketTables {
     return centres_.data() + std::int64_t{kv_head} * dim();
   }
 
-  /// Bytes held by all arrays, whoever shares them; the planes belong to the family.
+  /// Bytes held by all arrays, whoever shares them, those of a block under way too; the planes
+  /// belong to the family.
   [[nodiscard]] std::size_t bytes() const {
     std::size_t sum = centres_.bytes() + erased_.bytes() + segments_.bytes();
+    if (sealing_) sum += sealing_->bytes();
     for (int h = 0; h < config_.kv_heads; ++h) sum += norms_of(h).bytes();
     return sum;
   }
@@ -388,22 +415,28 @@ class BucketTables {
     return reader.status();
   }
 
-  // Everything a change needs before it can be committed.
+  // Everything a change needs before it can be committed, and how far it has come.
   struct Change {
     Change(const Family& family, int kv_heads) : fresh(kv_heads), hasher(family) {}
+
+    [[nodiscard]] std::size_t bytes() const {
+      return fresh.bytes() + hasher.bytes() + codes.bytes() + norms.bytes();
+    }
 
     TokenRange tokens;
     int first_segment = 0;
     SegmentTable<Segment> fresh;  // rewritten or new
     KeyHasher<Family> hasher;
-    Buffer<Code> codes;  // [tables, tokens], one segment of one head
+    Buffer<Code> codes;   // [tables, tokens], one segment of one head
+    Buffer<float> norms;  // [kv_heads, tokens]
+
+    int made = 0;    // segments, in the order of `fresh`
+    int hashed = 0;  // tokens of the next one
+    int filled = 0;  // tables of it
   };
 
-  // What a change of tokens that are indexed needs beside it.
-  struct Rewrite {
-    Buffer<float> norms;  // [kv_heads, tokens]
-    Buffer<Code> codes;   // [workers, tokens of a segment], one table of one head
-  };
+  // Tokens that are hashed for one unit of work, which takes about as long as to fill a table.
+  static constexpr int kUnitTokens = 8;
 
   // build() with centres that are given, or with those of the tokens.
   template <class Backend, KeyValueSource Source>
@@ -444,14 +477,44 @@ class BucketTables {
     if (make_centres) {
       change.hasher.make_centres(backend, keys, change.tokens, centres_.data());
     }
-    for (int s = 0; s < change.fresh.count(); ++s) {
-      for (int h = 0; h < config_.kv_heads; ++h) {
-        const Status status = make_segment(backend, keys, change, s, h);
-        if (!status.ok()) return status;
-      }
+    const Status made = advance(backend, keys, change, INT64_MAX / kUnitTokens);
+    return made.ok() ? commit(change) : made;
+  }
+
+  // The next part of the work for the block up to `end`, and all of it in seal_steps calls.
+  template <class Backend, KeyValueSource Source>
+  Status seal_some(const Backend& backend, const Source& source, TokenId end) noexcept {
+    Status status = check_rows(source, {.begin = range_.end, .end = end});
+    if (status.ok()) status = check_workers(backend);
+    if (!status.ok()) return status;
+    const int workers = backend.executor.workers();
+    const bool begins = !sealing_ || sealing_->tokens.end != end;
+    if (begins) sealing_.emplace(*family_, config_.kv_heads).tokens = {range_.end, end};
+    KeyReader<Source> keys(source);
+    if (!(begins ? prepare(*sealing_, workers)
+                 : sealing_->hasher.reserve(config_.kv_heads, workers)) ||
+        !keys.reserve(workers, 1)) {
+      sealing_.reset();
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
+                           end - range_.end);
     }
-    commit(change);
-    return Status();
+    const int segments = sealing_->fresh.count() * config_.kv_heads;
+    const std::int64_t units =
+        std::int64_t{segments} * (family_->tables() + 1) +
+        std::int64_t{config_.kv_heads} * (config_.seal_tokens / kUnitTokens + 1);
+    status = advance(backend, keys, *sealing_, units / config_.seal_steps + 1);
+    const bool made = sealing_->made == segments;
+    if (status.ok() && made) status = commit(*sealing_);
+    if (!status.ok()) sealing_.reset();
+    return status;
+  }
+
+  // One of the segments that a block has replaced: to give back all of them at once takes the
+  // system as long as several calls.
+  void give_back_one() noexcept {
+    const int last = --sealing_->made;
+    sealing_->fresh.at(last / config_.kv_heads, last % config_.kv_heads) = Segment();
+    if (last == 0) sealing_.reset();
   }
 
   bool prepare(Change& change, int workers) noexcept {
@@ -461,13 +524,18 @@ class BucketTables {
     const int segments = all_segments - change.first_segment;
     if (!change.fresh.reserve(segments) || !segments_.reserve(all_segments)) return false;
     change.fresh.resize(segments);
-    const TokenId longest =
-        total < config_.segment_tokens ? total : TokenId{config_.segment_tokens};
+    const TokenId longest = (std::min)(change.tokens.size(), TokenId{config_.segment_tokens});
     if (!change.hasher.reserve(config_.kv_heads, workers) ||
         !change.codes.resize(static_cast<std::size_t>(family_->tables()) *
                              static_cast<std::size_t>(longest))) {
       return false;
     }
+    return change.norms.resize(static_cast<std::size_t>(config_.kv_heads) *
+                               static_cast<std::size_t>(change.tokens.size()));
+  }
+
+  // Room for the norms of `total` tokens of each head.
+  bool reserve_norms(TokenId total) noexcept {
     const auto needed = static_cast<std::size_t>(total);
     for (int h = 0; h < config_.kv_heads; ++h) {
       // A first build takes what it needs, growth takes half as much again.
@@ -478,37 +546,63 @@ class BucketTables {
     return true;
   }
 
-  // Makes fresh segment `s` of the change for one head: old tokens of the segment, then new ones.
+  // Makes fresh segments of the change, of old tokens and then new ones, for up to `units` of work.
   template <class Backend, KeyValueSource Source>
-  Status make_segment(const Backend& backend, KeyReader<Source>& keys, Change& change, int s,
-                      int kv_head) noexcept {
-    const int number = change.first_segment + s;
-    const Segment none;
-    const Segment& old = number < segment_count() ? segment(number, kv_head) : none;
-    const TokenId begin = segment_begin(number) + old.tokens();
-    const TokenId room = config_.segment_tokens - old.tokens();
-    const TokenId rest = change.tokens.end - begin;
-    const TokenRange tokens{.begin = begin, .end = begin + (rest < room ? rest : room)};
-    Segment& fresh = change.fresh.at(s, kv_head);
-    if (!fresh.allocate(family_->tables(), bucket_count(family_->bits()),
-                        old.tokens() + tokens.size(), config_.memory_advice)) {
-      return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
-                           old.tokens() + tokens.size());
+  Status advance(const Backend& backend, KeyReader<Source>& keys, Change& change,
+                 std::int64_t units) noexcept {
+    const auto part_of = [&](int rest, std::int64_t most) {
+      return most < rest ? static_cast<int>(most) : rest;
+    };
+    while (units > 0 && change.made < change.fresh.count() * config_.kv_heads) {
+      const int kv_head = change.made % config_.kv_heads;
+      const int number = change.first_segment + change.made / config_.kv_heads;
+      const Segment none;
+      const Segment& old = number < segment_count() ? segment(number, kv_head) : none;
+      const TokenId begin = segment_begin(number) + old.tokens();
+      const int count = part_of(change.tokens.end - begin, config_.segment_tokens - old.tokens());
+      Segment& fresh = change.fresh.at(number - change.first_segment, kv_head);
+      if (change.hashed == 0 && !fresh.allocate(family_->tables(), bucket_count(family_->bits()),
+                                                old.tokens() + count, config_.memory_advice)) {
+        return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
+                             old.tokens() + count);
+      }
+      if (change.hashed < count) {
+        const int some = part_of(count - change.hashed, units * kUnitTokens);
+        const TokenId first = begin + change.hashed;
+        const Status status = hash(backend, keys, change, kv_head, {first, first + some},
+                                   {.first = change.hashed, .stride = count});
+        if (!status.ok()) return status;
+        change.hashed += some;
+        units -= (some - 1) / kUnitTokens + 1;
+        continue;
+      }
+      const int some = part_of(family_->tables() - change.filled, units);
+      backend.executor.parallel_for(some, [&](int i, int) {
+        const int table = change.filled + i;
+        fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * count);
+      });
+      change.filled += some;
+      units -= some;
+      if (change.filled < family_->tables()) continue;
+      ++change.made;
+      change.hashed = change.filled = 0;
     }
-    float* norms = norms_of(kv_head).writable() + (tokens.begin - range_.begin);
-    const Status status = hash(backend, keys, change, kv_head, tokens, norms);
-    if (!status.ok()) return status;
-    backend.executor.parallel_for(family_->tables(), [&](int table, int) {
-      fresh.fill_table(table, old, change.codes.data() + std::int64_t{table} * tokens.size());
-    });
     return Status();
   }
 
-  // Norms of `tokens` and their codes [tables, tokens], to the change's.
+  // Where codes of tokens go: to [tables, stride], from the first on.
+  struct Place {
+    int first = 0;
+    int stride = 0;
+  };
+
+  // Norms of `tokens` and their codes, to the change's.
   template <class Backend, KeyValueSource Source>
   Status hash(const Backend& backend, KeyReader<Source>& keys, Change& change, int kv_head,
-              TokenRange tokens, float* norms) const noexcept {
-    change.hasher.hash(backend, keys, kv_head, tokens, centre(kv_head), norms, change.codes.data());
+              TokenRange tokens, const Place& place) const noexcept {
+    float* norms = norms_in(change, kv_head) + (tokens.begin - change.tokens.begin);
+    change.hasher.hash(backend, keys, kv_head, tokens, centre(kv_head), norms,
+                       change.codes.data() + place.first, place.stride);
     for (int i = 0; i < tokens.size(); ++i) {
       if (std::isfinite(norms[i])) continue;
       // The centre spreads one such key to the norms of all; without one this norm overflowed.
@@ -519,41 +613,54 @@ class BucketTables {
     return Status();
   }
 
-  void commit(Change& change) noexcept {
-    for (int h = 0; h < config_.kv_heads; ++h) {
-      (void)norms_of(h).resize(static_cast<std::size_t>(change.tokens.end - range_.begin));
+  static float* norms_in(Change& change, int kv_head) {
+    return change.norms.data() + std::int64_t{kv_head} * change.tokens.size();
+  }
+
+  // Takes over what was made. Error: memory; nothing is changed then.
+  Status commit(Change& change) noexcept {
+    const TokenId total = change.tokens.end - range_.begin;
+    if (!reserve_norms(total)) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory for the norms of %d tokens", total);
     }
-    segments_.replace(change.first_segment, change.fresh);
+    for (int h = 0; h < config_.kv_heads; ++h) {
+      (void)norms_of(h).resize(static_cast<std::size_t>(total));
+      std::copy_n(norms_in(change, h), change.tokens.size(),
+                  norms_of(h).writable() + (change.tokens.begin - range_.begin));
+    }
+    segments_.exchange(change.first_segment, change.fresh);
     range_.end = change.tokens.end;
+    return Status();
   }
 
   // Hashes indexed tokens anew: makes their segments aside, then commits.
   template <class Backend, KeyValueSource Source>
   Status hash_again(const Backend& backend, const Source& source, TokenRange tokens) noexcept {
     Change change(*family_, config_.kv_heads);
-    Rewrite rewrite;
+    Buffer<Code> rows;  // [workers, tokens of a segment], one table of one head
     change.tokens = tokens;
     change.first_segment = (tokens.begin - range_.begin) / config_.segment_tokens;
     KeyReader<Source> keys(source);
     const int workers = backend.executor.workers();
-    if (!prepare(change, rewrite, workers) || !keys.reserve(workers, 1)) {
+    if (!prepare(change, rows, workers) || !keys.reserve(workers, 1)) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory to rehash %d tokens", tokens.size());
     }
     for (int s = 0; s < change.fresh.count(); ++s) {
       for (int h = 0; h < config_.kv_heads; ++h) {
-        const Status status = make_again(backend, keys, change, rewrite, s, h);
+        const Status status = make_again(backend, keys, change, rows, s, h);
         if (!status.ok()) return status;
       }
     }
     for (int h = 0; h < config_.kv_heads; ++h) {
-      std::copy_n(rewrite.norms.data() + std::int64_t{h} * tokens.size(), tokens.size(),
+      std::copy_n(norms_in(change, h), tokens.size(),
                   norms_of(h).writable() + (tokens.begin - range_.begin));
     }
-    segments_.replace(change.first_segment, change.fresh);
+    segments_.exchange(change.first_segment, change.fresh);
+    sealing_.reset();  // its segments hold what was replaced
     return Status();
   }
 
-  bool prepare(Change& change, Rewrite& rewrite, int workers) noexcept {
+  bool prepare(Change& change, Buffer<Code>& rows, int workers) noexcept {
     const int last = (change.tokens.end - 1 - range_.begin) / config_.segment_tokens;
     const int segments = last - change.first_segment + 1;
     if (!change.fresh.reserve(segments)) return false;
@@ -561,9 +668,9 @@ class BucketTables {
     const auto longest = static_cast<std::size_t>(tokens_in(change.first_segment));
     bool enough = change.hasher.reserve(config_.kv_heads, workers) &&
                   change.codes.resize(static_cast<std::size_t>(family_->tables()) * longest) &&
-                  rewrite.codes.resize(static_cast<std::size_t>(workers) * longest) &&
-                  rewrite.norms.resize(static_cast<std::size_t>(config_.kv_heads) *
-                                       static_cast<std::size_t>(change.tokens.size()));
+                  rows.resize(static_cast<std::size_t>(workers) * longest) &&
+                  change.norms.resize(static_cast<std::size_t>(config_.kv_heads) *
+                                      static_cast<std::size_t>(change.tokens.size()));
     for (int h = 0; h < config_.kv_heads && enough; ++h) {
       enough = norms_of(h).own(norms_of(h).size(), config_.memory_advice);
     }
@@ -574,7 +681,7 @@ class BucketTables {
   // not to be hashed.
   template <class Backend, KeyValueSource Source>
   Status make_again(const Backend& backend, KeyReader<Source>& keys, Change& change,
-                    Rewrite& rewrite, int s, int kv_head) noexcept {
+                    Buffer<Code>& rows, int s, int kv_head) noexcept {
     const int number = change.first_segment + s;
     const Segment& old = segment(number, kv_head);
     const TokenId first = segment_begin(number);
@@ -586,12 +693,11 @@ class BucketTables {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for a segment of %d tokens",
                            old.tokens());
     }
-    float* norms = rewrite.norms.data() + std::int64_t{kv_head} * change.tokens.size() +
-                   (tokens.begin - change.tokens.begin);
-    const Status status = hash(backend, keys, change, kv_head, tokens, norms);
+    const Status status =
+        hash(backend, keys, change, kv_head, tokens, {.first = 0, .stride = tokens.size()});
     if (!status.ok()) return status;
     backend.executor.parallel_for(family_->tables(), [&](int table, int worker) {
-      Code* codes = rewrite.codes.data() + std::int64_t{worker} * tokens_in(change.first_segment);
+      Code* codes = rows.data() + std::int64_t{worker} * tokens_in(change.first_segment);
       old.codes_of(table, codes);
       std::copy_n(change.codes.data() + std::int64_t{table} * tokens.size(), tokens.size(),
                   codes + (tokens.begin - first));
@@ -604,6 +710,7 @@ class BucketTables {
   BucketTablesConfig config_;
   TokenRange range_;
   SegmentTable<Segment> segments_;
+  std::optional<Change> sealing_;  // of the tokens from range_.end on, or with what it replaced
   TokenBits erased_;
   std::unique_ptr<SharedArray<float>[]> norms_;  // [kv_heads] of [tokens]
   Buffer<float> centres_;                        // [kv_heads, dim]

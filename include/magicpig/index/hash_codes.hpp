@@ -217,7 +217,8 @@ class HashCodes {
   Status fill(const Backend& backend, Readers<Source>& read, int kv_head, TokenRange part,
               TokenRange all, KeyHasher<Family>& hasher, Batch& batch) noexcept {
     const float* centre = centres_.data() + std::int64_t{kv_head} * dim();
-    hasher.hash(backend, read.keys, kv_head, part, centre, batch.norms.data(), batch.codes.data());
+    hasher.hash(backend, read.keys, kv_head, part, centre, batch.norms.data(), batch.codes.data(),
+                part.size());
     const TokenId at = part.begin - range_.begin;
     Segment& segment = segments_.at(at / Segment::kTokens, kv_head);
     const TokenId first = at % Segment::kTokens;

@@ -47,12 +47,12 @@ class KeyHasher {
   }
 
   /// For the keys k of `tokens` of one KV head: |k - c| to `norms` [tokens] and the codes of k - c
-  /// to `codes` [tables, tokens]; c is `centre` [dim]. A norm that is not finite tells of a key
-  /// that is not, or of a centre made from one; its codes are then without meaning. Needs
-  /// reserve() for at least the backend's workers.
+  /// to `codes` [tables, stride], the first `tokens` of each row; c is `centre` [dim]. A norm that
+  /// is not finite tells of a key that is not, or of a centre made from one; its codes are then
+  /// without meaning. Needs reserve() for at least the backend's workers.
   template <class Backend, KeyValueSource Source>
   void hash(const Backend& backend, KeyReader<Source>& keys, int kv_head, TokenRange tokens,
-            const float* centre, float* norms, Code* codes) noexcept {
+            const float* centre, float* norms, Code* codes, int stride) noexcept {
     const int tasks = (tokens.size() + kTaskTokens - 1) / kTaskTokens;
     const int tables = family_->tables();
     backend.executor.parallel_for(tasks, [&](int task, int worker) {
@@ -69,11 +69,15 @@ class KeyHasher {
         }
         family_->template hash<typename Backend::Ops>(centred, count, batch, projections);
         for (int l = 0; l < tables; ++l) {
-          Code* row = codes + std::int64_t{l} * tokens.size() + t;
+          Code* row = codes + std::int64_t{l} * stride + t;
           for (int i = 0; i < count; ++i) row[i] = batch[std::int64_t{i} * tables + l];
         }
       }
     });
+  }
+
+  [[nodiscard]] std::size_t bytes() const {
+    return sums_.bytes() + scratch_.bytes() + batches_.bytes();
   }
 
  private:

@@ -43,14 +43,13 @@ class SegmentTable {
     count_ = count;
   }
 
-  /// Replaces the segments from `first` on by those of `other`, which is left without any. Needs
+  /// Exchanges the segments from `first` on, empty ones beyond count(), for those of `other`. Needs
   /// reserve().
-  void replace(int first, SegmentTable& other) noexcept {
+  void exchange(int first, SegmentTable& other) noexcept {
     if (first + other.count_ > count_) count_ = first + other.count_;
     for (std::size_t i = 0; i < size(other.count_); ++i) {
-      all_[size(first) + i] = std::move(other.all_[i]);
+      std::swap(all_[size(first) + i], other.all_[i]);
     }
-    other.count_ = 0;
   }
 
   /// Becomes a table of the segments of `other`, shared with it. False when memory is short.

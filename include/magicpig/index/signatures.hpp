@@ -585,7 +585,7 @@ class Signatures {
     const Status status =
         encode(backend, read, tokens, {.segments = &fresh, .first = first}, scratch);
     if (!status.ok()) return status;
-    segments_.replace(first, fresh);
+    segments_.exchange(first, fresh);
     for (int s = first; s <= last; ++s) note_segment(s);
     return status;
   }

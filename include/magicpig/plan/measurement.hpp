@@ -251,7 +251,7 @@ class Measurement {
     const TokenId tokens = config_.tokens > 0 ? config_.tokens : sample_->indexed.size();
     for (int h = 0; h < shape.kv_heads; ++h) {
       column.of(static_cast<std::size_t>(h)).index_bytes =
-          PerHeadIndex::estimate_bytes(indexed.hashes, h, tokens);
+          PerHeadIndex::estimate_bytes(indexed.hashes, {}, h, tokens);
     }
     return status;
   }
