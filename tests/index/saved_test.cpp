@@ -169,6 +169,9 @@ TEST_CASE("signatures refuse blobs of others and such as cannot be") {
   check_refused(index, tampered(good, kRange, -1), "begin -1 is out of bounds");
   check_refused(index, tampered(good, kRange + 4, 3), "end 3 is out of bounds");
   check_refused(index, tampered(good, kRange + 4, INT32_MAX), "end 2147483647 is out of bounds");
+  // As many tokens, but later than signatures end.
+  check_refused(index, tampered(tampered(good, kRange, INT32_MAX - 286), kRange + 4, INT32_MAX),
+                "end 2147483647 is out of bounds");
   check_refused(index, tampered(good, kRange + 4, 1 << 30), "codes: 1073741820 times");
   check_refused(index, tampered(good, kRange + 4, 289), "blob: ");
   check_refused(index, tampered(good, kRange + 8, std::uint64_t{7}), "erased words 7");

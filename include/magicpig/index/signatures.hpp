@@ -93,7 +93,8 @@ struct SignatureSegment {
 template <class Q>
 class Signatures {
  public:
-  /// Tokens that an index can hold: whole segments of less than 2^31.
+  /// Where its tokens end at the latest: numbers up to the end of their last segment, which may not
+  /// be full, are below 2^31.
   static constexpr TokenId kMaxTokens = INT32_MAX - kSignatureSegment + 1;
 
   /// An empty index. `quantiser` must outlive it and may be shared by any number of indexes.
@@ -124,8 +125,8 @@ class Signatures {
   static Result<Signatures> create(const Q&&, const SignaturesConfig&) = delete;
 
   /// Replaces the content by the tokens of `range` and makes the centre anew. Errors: source and
-  /// config disagree, range outside the source, a key that is not finite, memory, a backend without
-  /// workers; the index is then unchanged.
+  /// config disagree, range outside the source or beyond kMaxTokens, a key that is not finite,
+  /// memory, a backend without workers; the index is then unchanged.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
     return build_aside(backend, source, range, nullptr);
@@ -141,7 +142,7 @@ class Signatures {
   }
 
   /// Takes over tokens [indexed().end, end), any number of them. An `end` at or below indexed().end
-  /// changes nothing. Errors: as build(), and more than kMaxTokens in all.
+  /// changes nothing. Errors: as build().
   template <class Backend, KeyValueSource Source>
   Status append(const Backend& backend, const Source& source, TokenId end) noexcept {
     return extend(backend, source, end, range_.empty());
@@ -420,6 +421,7 @@ class Signatures {
     SavedTokens tokens;
     Status status = tokens.take(reader, kMaxTokens, centres_.size(), value_means_.size());
     if (!status.ok()) return status;
+    reader.require(tokens.range.end <= kMaxTokens, "end", tokens.range.end);
     reader.need("codes", static_cast<std::size_t>(tokens.range.size()),
                 bytes_per_token(shape_, config_.value_dim != 0) *
                     static_cast<std::size_t>(config_.kv_heads));
@@ -504,10 +506,9 @@ class Signatures {
     if (status.ok()) status = check_workers(backend);
     if (!status.ok()) return status;
     const TokenRange fresh{.begin = range_.end, .end = end};
-    if (end - range_.begin > kMaxTokens) {
+    if (end > kMaxTokens) {
       return Status::error(ErrorCode::kInvalidArgument,
-                           "signatures hold up to %d tokens, not the %d of [%d, %d)", kMaxTokens,
-                           end - range_.begin, range_.begin, end);
+                           "signatures end at token %d at the latest, not at %d", kMaxTokens, end);
     }
     Buffer<double> sums;
     Buffer<std::byte> scratch;

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -122,9 +123,8 @@ class SignatureSampler {
   [[nodiscard]] Scratch carve(Arena& arena, const DrawLimits& limits) const {
     const auto group = static_cast<std::size_t>(limits.group);
     const auto tokens = static_cast<std::size_t>(limits.tokens);
-    const int blocks = block_count(limits.tokens);
-    const auto pilot =
-        static_cast<std::size_t>((blocks < kPilotBlocks ? blocks : kPilotBlocks) * kSignatureBlock);
+    const std::size_t blocks = (tokens + kSignatureBlock - 1) / kSignatureBlock;
+    const std::size_t pilot = (std::min)(blocks, std::size_t{kPilotBlocks}) * kSignatureBlock;
     return {.queries = SignatureQueries::carve(arena, limits.group, shape_),
             .scores = arena.take<std::int16_t>(group * pilot),
             .offsets = arena.take<std::int16_t>(group),
@@ -158,10 +158,6 @@ class SignatureSampler {
       log_pi_[static_cast<std::size_t>(gap + 1)] =
           static_cast<float>(::log(ScoreRule::units(gap) * 0x1p-16));
     }
-  }
-
-  static int block_count(TokenId tokens) {
-    return (tokens - 1 + kSignatureBlock) / kSignatureBlock;
   }
 
   template <class Input>
