@@ -21,7 +21,8 @@ template <KeyValueSource SourceType>
 class FirstTokens : public MappedRows<SourceType, SamePlace> {
  public:
   FirstTokens(const SourceType& source, TokenId tokens)
-      : MappedRows<SourceType, SamePlace>(source, SamePlace{}), tokens_(tokens < source.tokens() ? tokens : source.tokens()) {}
+      : MappedRows<SourceType, SamePlace>(source, SamePlace{}),
+        tokens_(tokens < source.tokens() ? tokens : source.tokens()) {}
 
   [[nodiscard]] TokenId tokens() const { return tokens_; }
   [[nodiscard]] int kv_heads() const { return this->source().kv_heads(); }
