@@ -335,6 +335,9 @@ TEST_SUITE("PerHeadIndex") {
       REQUIRE_MESSAGE(status.ok(), std::string(status.message()));
       check_same(s.index, loaded);
       CHECK(save(loaded) == blob);
+      Subject again(kProfile, {.begin = 9, .end = 30});  // with hashes of its own, made alike
+      CHECK(again.index.load(blob).ok());
+      CHECK(save(again.index) == blob);
       for (auto* one : {&s.index, &loaded}) {
         REQUIRE(one->append(s.backend, s.problem.source(), range.end + 90).ok());
         REQUIRE(one->truncate(range.begin + range.size() / 2 + 20).ok());
