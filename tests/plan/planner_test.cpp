@@ -141,6 +141,20 @@ TEST_SUITE("Planner") {
     CHECK(points[0].bytes == doctest::Approx((16 + 8) * 4));
   }
 
+  TEST_CASE("settings that are none and points of another size are refused") {
+    Fixture f;
+    const PlanSample<Source> sample = f.sample();
+    auto measurement = Measurement<Backend, Source>::create(f.backend, sample, {});
+    REQUIRE(measurement.ok());
+    const auto message = [&](std::span<const HeadSetting> settings, std::size_t count) {
+      std::vector<HeadPoint> points(count);
+      return std::string(measurement->run(settings, points, [](int, int) {}).message());
+    };
+    CHECK(message(kSettings, 13) == "13 points do not fit 7 settings of 2 KV heads");
+    const HeadSetting bad{.kind = HeadKind::kUniform, .budget = 2.0};
+    CHECK(message(std::span(&bad, 1), 2) == "KV head 0: budget 2 must lie in (0, 1]");
+  }
+
   TEST_CASE("memory is told of the tokens that are planned for") {
     Fixture f;
     const std::vector<HeadPoint> points = measure(f, {.seeds = 1, .tokens = 100'000});

@@ -114,10 +114,16 @@ class Measurement {
   }
 
   /// The points of `settings`, [kv_heads, settings], to `points`. After each setting and seed
-  /// `progress(done, of)` is called. Errors: check_head(), those of the indexes, memory.
+  /// `progress(done, of)` is called. Errors: another size of `points`, check_head(), those of the
+  /// indexes, memory.
   template <class Progress>
   Status run(std::span<const HeadSetting> settings, std::span<HeadPoint> points,
              const Progress& progress) noexcept {
+    if (points.size() != profile_.size() * settings.size()) {
+      return Status::error(ErrorCode::kShapeMismatch,
+                           "%zu points do not fit %zu settings of %zu KV heads", points.size(),
+                           settings.size(), profile_.size());
+    }
     for (HeadPoint& point : points) point = {};
     const int of = static_cast<int>(settings.size()) * config_.seeds;
     int done = 0;
