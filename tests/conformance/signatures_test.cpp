@@ -667,7 +667,9 @@ struct LaneRows {
     for (int l = 0; l < kRotationLanes; ++l) {
       std::vector<T> row(row_elements<T>(dim));
       fill_row(random, row.data(), dim);
-      const float large = std::is_same_v<T, q4_0> ? 7.0F : 60000.0F;
+      const float large = std::is_same_v<T, q4_0>   ? 7.0F
+                          : std::is_same_v<T, q8_0> ? 127.0F
+                                                    : 60000.0F;
       if (l % 5 == 1) put_scalar(row.data(), random.below(dim), l == 1 ? 0.0F : large);
       if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bf16>) {
         if (l == 2) put_scalar(row.data(), dim - 1, 3e38F);
