@@ -202,6 +202,7 @@ class HighwayEncodingOps : public HighwayProductOps {
     const auto rows = static_cast<std::size_t>(n) / 4;
     for (std::size_t l = 0; l < kRotationLanes; l += hn::Lanes(d)) {
       IntegerVector total = hn::Zero(d), s0 = total, s1 = total, s2 = total, s3 = total;
+      const std::int32_t* own = kBits > 1 ? bounds + l : nullptr;  // signs have none
       for (std::size_t row = 0; row < rows; ++row) {
         IntegerVector b0 = hn::Zero(d), b1 = b0, b2 = b0, b3 = b0;
         for (std::size_t i = 0; i < 4; ++i) {
@@ -209,10 +210,10 @@ class HighwayEncodingOps : public HighwayProductOps {
           const IntegerVector bit = hn::Set(d, std::int32_t{1} << i);
           const IntegerVector size = hn::Xor(v, hn::BroadcastSignBit(v));
           total = hn::Add(total, v);
-          take_plane<kBits, 0>(v, size, bit, bounds + l, s0, b0);
-          if constexpr (kBits > 1) take_plane<kBits, 1>(v, size, bit, bounds + l, s1, b1);
-          if constexpr (kBits > 2) take_plane<kBits, 2>(v, size, bit, bounds + l, s2, b2);
-          if constexpr (kBits > 3) take_plane<kBits, 3>(v, size, bit, bounds + l, s3, b3);
+          take_plane<kBits, 0>(v, size, bit, own, s0, b0);
+          if constexpr (kBits > 1) take_plane<kBits, 1>(v, size, bit, own, s1, b1);
+          if constexpr (kBits > 2) take_plane<kBits, 2>(v, size, bit, own, s2, b2);
+          if constexpr (kBits > 3) take_plane<kBits, 3>(v, size, bit, own, s3, b3);
         }
         put(b0, lanes, row, l);
         if constexpr (kBits > 1) put(b1, lanes, rows + row, l);

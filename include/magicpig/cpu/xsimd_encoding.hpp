@@ -245,6 +245,7 @@ class XsimdEncodingOps : public XsimdProductOps, XsimdLanes, protected XsimdInte
     for (std::size_t l = 0; l < kRotationLanes; l += kLanes) {
       Integers total(0);
       Integers set[kPlanes];
+      const std::int32_t* own = kBits > 1 ? bounds + l : nullptr;  // signs have none
       each<kPlanes>([&](auto p) { set[p] = Integers(0); });
       for (std::size_t row = 0; row < rows; ++row) {
         Integers bits[kPlanes];
@@ -255,7 +256,7 @@ class XsimdEncodingOps : public XsimdProductOps, XsimdLanes, protected XsimdInte
           const Integers size = v ^ (v >> 31);
           total += v;
           each<kPlanes>([&](auto p) {
-            const Integers is_set = plane<kBits, p(), kLevels<kBits> / 2 - 1>(v, size, bounds + l);
+            const Integers is_set = plane<kBits, p(), kLevels<kBits> / 2 - 1>(v, size, own);
             set[p] += v & is_set;
             bits[p] |= Integers(1 << i) & is_set;
           });
