@@ -29,11 +29,6 @@ if(MAGICPIG_SANITIZE)
     # With checks of alignment g++ takes 1.7 times as long; clang++, which the presets choose, has them.
     target_compile_options(magicpig_options INTERFACE -fno-sanitize=alignment)
   endif()
-  if(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND MAGICPIG_SANITIZE MATCHES "undefined")
-    # Unlike g++ it also objects to null pointers with an offset that nobody follows, such as those of matrices that a group
-    # of heads does not have (cpu/eigen.hpp). To be mended, and then left out here.
-    target_compile_options(magicpig_options INTERFACE -fno-sanitize=pointer-overflow)
-  endif()
   target_compile_definitions(magicpig_options INTERFACE _GLIBCXX_ASSERTIONS)
   target_link_options(magicpig_options INTERFACE -fsanitize=${MAGICPIG_SANITIZE})
 endif()

@@ -157,6 +157,7 @@ struct EigenOps : ScalarSignatureOps {
   }
 
   static void project(const Panels& panels, const float* vectors, int count, float* out) {
+    if (count == 0) return;  // `out` may be null
     const Columns columns(vectors, panels.dim, count, Stride(panels.dim));
     for (int p = 0; p < panels.count; p += Panels::kPanel) {
       const Panel panel(panels.data + Panels::place(p, 0, panels.dim), Panels::kPanel, panels.dim);
