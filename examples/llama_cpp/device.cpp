@@ -434,7 +434,7 @@ Totals totals() {
   Totals sum;
   for_each_context([&](const Context& context) {
     const Totals& one = context.totals();
-    sum.steps += one.steps;
+    sum.counted += one.counted;
     sum.rows_read += one.rows_read;
     sum.bytes += one.bytes;
     sum.attentions += one.attentions;

@@ -132,7 +132,9 @@ class DrawnAttention final : public LayerAttention {
     const std::size_t needed = workspace_bytes<Source>(plan, cells.tokens(), step.threads);
     // By half more, so that a growing cache does not ask for it at every step.
     if (workspace.size() < needed) workspace.resize(needed + needed / 2);
-    if (settings_.reports) reports_.resize(step.states.size());
+    const bool reported = settings_.report_every > 0 && !settings_.is_dense(layer_) &&
+                          step.visible->count() % settings_.report_every == 0;
+    reports_.resize(reported ? step.states.size() : 0);
     // As many cells are visible as tokens were before: a number of its own for each step.
     const Request<Source, Index> requests[] = {
         {.key_values = &cells,
@@ -151,9 +153,9 @@ class DrawnAttention final : public LayerAttention {
   void count(const Shape& shape, Totals& totals) const {
     const auto group = static_cast<std::size_t>(shape.group());
     for (std::size_t h = 0; h < reports_.size(); h += group) {
+      if (reports_[h].indexed == 0) continue;
+      ++totals.counted;
       totals.bytes += reports_[h].bytes;
-      if (reports_[h].indexed == 0 || settings_.is_dense(layer_)) continue;
-      ++totals.steps;
       totals.rows_read += static_cast<double>(reports_[h].rows_read) /
                           static_cast<double>(reports_[h].indexed);
     }

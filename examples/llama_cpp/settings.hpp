@@ -35,7 +35,8 @@ struct Settings {
   TokenId exact_below = kExactBelow;
   std::vector<int> dense_layers = {0, 16};  ///< attend to every token
   std::uint64_t seed = 1;
-  bool reports = false;  ///< count rows and bytes, which takes time of its own
+  /// Rows and bytes are counted at every so-manieth step, as it takes time of its own; 0 for never.
+  int report_every = 0;
 
   [[nodiscard]] bool is_dense(int layer) const {
     return method == Method::kExact ||
@@ -43,14 +44,19 @@ struct Settings {
   }
 };
 
-/// Sums over layers and steps since the last reset, where Settings::reports asks for them.
+/// Sums over layers and steps since the last reset.
 struct Totals {
-  std::int64_t steps = 0;       ///< layers of steps that drew, times KV heads
-  double rows_read = 0.0;       ///< shares of the middle read per KV head, summed over `steps`
-  std::int64_t bytes = 0;       ///< of index, keys and values
-  std::int64_t attentions = 0;  ///< layers of steps that the adapter answered, reports or not
+  std::int64_t counted = 0;     ///< KV heads, of layers of steps, that drew and were counted
+  double rows_read = 0.0;       ///< shares of the middle that they read, summed
+  std::int64_t bytes = 0;       ///< that they read of index, keys and values
+  std::int64_t attentions = 0;  ///< layers of steps that the adapter answered
   std::int64_t fallbacks = 0;   ///< those that it left to ggml's own kernel, for `error`
   std::string error;            ///< the last one
+
+  /// Share of the middle read per KV head in the mean, 0 if none was counted.
+  [[nodiscard]] double mean_rows() const {
+    return counted == 0 ? 0.0 : rows_read / static_cast<double>(counted);
+  }
 };
 
 }  // namespace magicpig::llama

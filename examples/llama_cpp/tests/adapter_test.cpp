@@ -161,16 +161,16 @@ TEST_CASE("draws of every row are exact attention") {
 TEST_CASE("reports count what was read") {
   Session ours(model(), config(GGML_TYPE_F16));
   Settings settings = drawn(Method::kSignatures, 0.25);
-  settings.reports = true;
+  settings.report_every = 1;
   use(settings);
   ours.prompt(random_tokens(1000, 5));
   reset_totals();
   steps(ours, random_tokens(20, 6));
   const Totals all = totals();
-  CHECK(all.steps == 20 * (kLayers - 1) * test::kKvHeads);
-  CHECK(all.rows_read / static_cast<double>(all.steps) == doctest::Approx(0.25).epsilon(0.05));
+  CHECK(all.counted == 20 * (kLayers - 1) * test::kKvHeads);
+  CHECK(all.mean_rows() == doctest::Approx(0.25).epsilon(0.05));
   // f16 keys and values of 64 dimensions, 2-bit codes, a factor and a norm.
-  CHECK(all.bytes > all.steps * 20 * 900);
+  CHECK(all.bytes > all.counted * 20 * 900);
   CHECK(index_bytes() > std::size_t{2} * 2 * 4096 * 20);
 }
 
