@@ -26,11 +26,24 @@ def count(report):
     return passed, failed, skipped
 
 
+def print_failures(report):
+    """The end of what each failed program printed, the cases that failed among it."""
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        if case.get("status") != "fail":
+            continue
+        print(f"== {report}: {case.get('name')} failed after {case.get('time')} s: {case.find('failure').get('message')}")
+        print((case.findtext("system-out") or "")[-4000:])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--failures", metavar="REPORT", help="only print what failed programs printed last")
     parser.add_argument("--failed-steps", type=int, default=0, help="added to the failed tests")
     parser.add_argument("reports", nargs="*")
     arguments = parser.parse_args()
+    if arguments.failures:
+        print_failures(arguments.failures)
+        return
     passed, failed, skipped = map(sum, zip((0, 0, 0), *map(count, arguments.reports)))
     failed += arguments.failed_steps
     print(f"{passed} passed, {failed} failed, {skipped} skipped")

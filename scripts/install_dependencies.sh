@@ -10,8 +10,9 @@ packages_of() {
     plot) echo python3 python3-matplotlib ;;
     test) echo pkg-config python3 python3-numpy clang libclang-rt-14-dev libomp-dev ;;
     ci) echo clang-format ;;
+    llama_cpp) echo python3 python3-venv bible-kjv bible-kjv-text ;;
     arm64) echo g++-aarch64-linux-gnu qemu-user ;;
-    *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci, arm64)" >&2; return 1 ;;
+    *) echo "install_dependencies.sh: unknown group $1 (build, plot, test, ci, llama_cpp, arm64)" >&2; return 1 ;;
   esac
 }
 

@@ -160,8 +160,8 @@ class Context {
     const bool small = node->op == GGML_OP_SET_ROWS && ggml_nrows(node->src[0]) <= 8;
     ggml_backend_cpu_set_n_threads(cpu_, small ? 1 : threads_);
     memory_.resize(ggml_tensor_overhead() + ggml_graph_overhead_custom(1, false));
-    ggml_context* context = ggml_init(
-        {.mem_size = memory_.size(), .mem_buffer = memory_.data(), .no_alloc = true});
+    ggml_context* context =
+        ggml_init({.mem_size = memory_.size(), .mem_buffer = memory_.data(), .no_alloc = true});
     ggml_cgraph* graph = ggml_new_graph_custom(context, 1, false);
     ggml_graph_add_node(graph, node);
     const ggml_status status = ggml_backend_graph_compute(cpu_, graph);
@@ -182,7 +182,8 @@ class Context {
     }
     const ggml_tensor* ids = node->src[1];
     for (std::int64_t i = 0; i < ids->ne[0]; ++i) {
-      const char* at = static_cast<const char*>(ids->data) + i * static_cast<std::int64_t>(ids->nb[0]);
+      const char* at =
+          static_cast<const char*>(ids->data) + i * static_cast<std::int64_t>(ids->nb[0]);
       std::int64_t id = 0;
       if (ids->type == GGML_TYPE_I64) {
         std::memcpy(&id, at, sizeof(id));
@@ -201,8 +202,10 @@ class Context {
     const int layer = layer_of(op->src[1]);
     const ggml_tensor* root = root_of(op->src[1]);
     // Streams are one behind the other in the cache; those of this step begin at its first.
-    const auto offset = static_cast<const char*>(op->src[1]->data) - static_cast<const char*>(root->data);
-    const int first = root->ne[2] > 1 ? static_cast<int>(offset / static_cast<std::int64_t>(root->nb[2])) : 0;
+    const auto offset =
+        static_cast<const char*>(op->src[1]->data) - static_cast<const char*>(root->data);
+    const int first =
+        root->ne[2] > 1 ? static_cast<int>(offset / static_cast<std::int64_t>(root->nb[2])) : 0;
     const auto streams = static_cast<int>(op->src[0]->ne[3]);
     for (int i = 0; i < streams; ++i) {
       const Status status = attend(op, layer, first + i, i);
@@ -234,7 +237,8 @@ class Context {
     const auto heads = static_cast<std::size_t>(shape.query_heads);
     states_.resize(heads);
     for (std::size_t h = 0; h < heads; ++h) {
-      char* out = static_cast<char*>(op->data) + h * op->nb[1] + static_cast<std::size_t>(i) * op->nb[3];
+      char* out =
+          static_cast<char*>(op->data) + h * op->nb[1] + static_cast<std::size_t>(i) * op->nb[3];
       states_[h].out = {reinterpret_cast<float*>(out), static_cast<std::size_t>(shape.value_dim)};
     }
     const ggml_tensor* sinks = op->src[4];
@@ -262,7 +266,8 @@ class Context {
     const auto dim = static_cast<std::size_t>(q->ne[0]);
     const auto heads = static_cast<std::size_t>(q->ne[2]);
     query_.resize(heads * dim);
-    const char* data = static_cast<const char*>(q->data) + static_cast<std::size_t>(stream) * q->nb[3];
+    const char* data =
+        static_cast<const char*>(q->data) + static_cast<std::size_t>(stream) * q->nb[3];
     for (std::size_t h = 0; h < heads; ++h) {
       std::memcpy(query_.data() + h * dim, data + h * q->nb[2], dim * sizeof(float));
     }
@@ -331,13 +336,19 @@ ggml_backend_t make_backend_of(ggml_backend_dev_t device, const char*) {
 }
 
 // None of its own: it works in the CPU's memory.
-void device_memory(ggml_backend_dev_t, std::size_t* free, std::size_t* total) { *free = *total = 0; }
-ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t) { return ggml_backend_cpu_buffer_type(); }
+void device_memory(ggml_backend_dev_t, std::size_t* free, std::size_t* total) {
+  *free = *total = 0;
+}
+ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t) {
+  return ggml_backend_cpu_buffer_type();
+}
 bool supports_buffer_type(ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
   return ggml_backend_buft_is_host(type);
 }
 // Accelerators work beside the CPU, and every context makes a backend of each.
-enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t) {
+  return GGML_BACKEND_DEVICE_TYPE_ACCEL;
+}
 
 void device_properties(ggml_backend_dev_t device, ggml_backend_dev_props* properties) {
   *properties = {};

@@ -9,9 +9,9 @@
 
 namespace magicpig::llama {
 
-/// Registers the device, once per process. Contexts of llama.cpp that are made afterwards, with flash
-/// attention enabled, attend through it when they decode a single token (of each sequence, where
-/// every sequence has a cache of its own); those made before do not. Prompts go to ggml's own
+/// Registers the device, once per process. Contexts of llama.cpp that are made afterwards, with
+/// flash attention enabled, attend through it when they decode a single token (of each sequence,
+/// where every sequence has a cache of its own); those made before do not. Prompts go to ggml's own
 /// kernel, and so does what the library does not support: ALiBi, masks with biases, other types
 /// than f16 and q8_0.
 ///
@@ -20,8 +20,8 @@ namespace magicpig::llama {
 /// llama_memory_seq_cp() between sequences with caches of their own.
 ///
 /// Threads: those of the context (llama_set_n_threads), OpenMP's. Contexts may compute at once; the
-/// functions here must not be called meanwhile. Memory: Status index_bytes(), and scratch that grows
-/// with the cache.
+/// functions here must not be called meanwhile. Memory: Status index_bytes(), and scratch that
+/// grows with the cache.
 void register_device();
 
 /// The settings from the next step on, of contexts that are there and of those to come. Indexes are
@@ -38,7 +38,8 @@ void invalidate();
 [[nodiscard]] Totals totals();
 void reset_totals();
 
-/// Error: an index that is not the one built at once from the cells as they are; see LayerAttention.
+/// Error: an index that is not the one built at once from the cells as they are; see
+/// LayerAttention.
 [[nodiscard]] Status verify_indexes();
 
 }  // namespace magicpig::llama

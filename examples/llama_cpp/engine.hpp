@@ -66,8 +66,8 @@ struct SessionConfig {
   bool unified = true;  ///< one cache for all sequences
 };
 
-/// A context of llama.cpp with flash attention. Throws std::runtime_error where it cannot be made or
-/// a step fails.
+/// A context of llama.cpp with flash attention. Throws std::runtime_error where it cannot be made
+/// or a step fails.
 class Session {
  public:
   Session(const Model& model, const SessionConfig& config) : model_(model), config_(config) {
@@ -100,7 +100,8 @@ class Session {
   /// Appends them in batches; `progress` is told how many are through. The logits are those of the
   /// last one.
   template <class Progress>
-  void prompt(std::span<const llama_token> tokens, llama_seq_id sequence, const Progress& progress) {
+  void prompt(std::span<const llama_token> tokens, llama_seq_id sequence,
+              const Progress& progress) {
     for (std::size_t at = 0; at < tokens.size();) {
       const std::size_t count =
           std::min(static_cast<std::size_t>(config_.batch), tokens.size() - at);

@@ -113,7 +113,8 @@ class Evaluation {
     session.truncate(context);
   }
 
-  // The last token of the context is given again, to have the first distribution by the method, too.
+  // The last token of the context is given again, to have the first distribution by the method,
+  // too.
   void follow(Session& session, int context, llama_token last, const Tokens& tokens,
               const std::string& method, Json& line) {
     session.truncate(context - 1);
@@ -158,9 +159,7 @@ class Evaluation {
 };
 
 // What a line answers.
-std::string key_of(const Json& line) {
-  return line.at("prompt").dump() + line.at("method").dump();
-}
+std::string key_of(const Json& line) { return line.at("prompt").dump() + line.at("method").dump(); }
 
 }  // namespace
 

@@ -15,12 +15,14 @@ struct EvaluateConfig {
   std::vector<std::string> methods;
 };
 
-/// For each line of `prompts`, a JSON object with a "context": reads it once, by the engine, and then
-/// by each method, from that same state,
+/// For each line of `prompts`, a JSON object with a "context": reads it once, by the engine, and
+/// then by each method, from that same state,
 ///
 ///   - for each of its "items": appends its "question" token by token, so that it, too, is read
-///     by the method (by the engine at once), and generates up to "max_tokens" of the most likely tokens;
-///   - for its "continuation": appends it token by token; the log-likelihood, and the Kullback-Leibler
+///     by the method (by the engine at once), and generates up to "max_tokens" of the most likely
+///     tokens;
+///   - for its "continuation": appends it token by token; the log-likelihood, and the
+///   Kullback-Leibler
 ///     divergence of the next token's distribution from those by the engine's own attention and by
 ///     exact attention, where these stand before the method.
 ///

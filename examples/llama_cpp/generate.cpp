@@ -78,9 +78,11 @@ int run_generate(const Model& model, SessionConfig session, Settings settings,
                 static_cast<long long>(done.attentions + done.fallbacks), done.error.c_str());
   }
   if (done.counted > 0) {
-    std::printf("rows read    %8.2f %% of the middle per KV head, %.0f bytes per token of it, index and rows\n",
-                100.0 * done.mean_rows(), 
-                static_cast<double>(done.bytes) / static_cast<double>(done.counted) / context.tokens());
+    std::printf(
+        "rows read    %8.2f %% of the middle per KV head, %.0f bytes per token of it, index and "
+        "rows\n",
+        100.0 * done.mean_rows(),
+        static_cast<double>(done.bytes) / static_cast<double>(done.counted) / context.tokens());
   }
   if (config.verify) {
     const Status status = verify_indexes();

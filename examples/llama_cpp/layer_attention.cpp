@@ -27,7 +27,9 @@ struct Drawing {
 };
 
 template <class Index>
-concept FollowsChanges = requires(Index& index) { index.clear(); };
+concept FollowsChanges = requires(Index& index) {
+  index.clear();
+};
 
 /// Makes `index` one of the middle's cells as they are now, of which `visible` are seen.
 template <class Index, class Backend, class Source>
@@ -116,8 +118,7 @@ class DrawnAttention final : public LayerAttention {
     const auto backend = make_backend<HighwayOps>(*executor);
     Index& index = drawing_.index;
     const TokenRange middle = settings_.window.middle(step.visible->end());
-    const Status status =
-        follow(index, backend, source, middle, step.visible->count(), written);
+    const Status status = follow(index, backend, source, middle, step.visible->count(), written);
     if (!status.ok()) return status;
 
     // Other sequences may have cells behind the last that this one sees; they are hidden.
@@ -156,8 +157,8 @@ class DrawnAttention final : public LayerAttention {
       if (reports_[h].indexed == 0) continue;
       ++totals.counted;
       totals.bytes += reports_[h].bytes;
-      totals.rows_read += static_cast<double>(reports_[h].rows_read) /
-                          static_cast<double>(reports_[h].indexed);
+      totals.rows_read +=
+          static_cast<double>(reports_[h].rows_read) / static_cast<double>(reports_[h].indexed);
     }
   }
 

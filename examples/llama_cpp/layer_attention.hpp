@@ -21,7 +21,8 @@ namespace magicpig::llama {
 /// Types of keys and values that code is compiled for.
 using CacheTypes = GgmlPairs<GgmlPair<fp16>, GgmlPair<q8_0>>;
 
-/// The keys and values of a layer as ggml's attention takes them, and which stream of them is meant.
+/// The keys and values of a layer as ggml's attention takes them, and which stream of them is
+/// meant.
 struct StreamCache {
   GgmlTensor keys;
   GgmlTensor values;
@@ -34,8 +35,8 @@ struct Step {
   Shape shape;
   float scale = 0.0F;
   LogitTerms logits;
-  std::span<const float> query;       ///< [query_heads, head_dim]
-  std::span<AttentionState> states;   ///< [query_heads]; written
+  std::span<const float> query;      ///< [query_heads, head_dim]
+  std::span<AttentionState> states;  ///< [query_heads]; written
   const VisibleCells* visible = nullptr;
   std::uint64_t seed = 0;
   int threads = 1;

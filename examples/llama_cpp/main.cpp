@@ -7,12 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "compare.hpp"
 #include "device.hpp"
 #include "engine.hpp"
 #include "evaluate.hpp"
 #include "generate.hpp"
-#include "speed.hpp"
 #include "spec.hpp"
+#include "speed.hpp"
 
 namespace {
 
@@ -76,9 +77,27 @@ int run(int argc, char** argv) {
       ->add_option("--methods", evaluation.methods,
                    "engine, or a method with its settings, as \"signatures bits=2 rows=0.04\"")
       ->required();
-  evaluate->add_option("--output", evaluation.output, "JSON lines; appended to, lines of prompts "
-                                                      "that it has already are left out")
+  evaluate
+      ->add_option("--output", evaluation.output,
+                   "JSON lines; appended to, lines of prompts "
+                   "that it has already are left out")
       ->required();
+
+  CompareConfig comparison;
+  CLI::App* compare =
+      app.add_subcommand("compare", "exact attention beside the engine's own, token for token");
+  add_common(*compare, settings, session, model);
+  compare->add_option("--prompts", comparison.prompt_files, "files with a prompt each")
+      ->required()
+      ->check(CLI::ExistingFile);
+  compare->add_option("--prompt-tokens", comparison.prompt_tokens, "of each at most")
+      ->capture_default_str();
+  compare->add_option("--tokens", comparison.tokens, "to generate")->capture_default_str();
+
+  std::string wide_model;
+  CLI::App* widen = app.add_subcommand("widen", "writes the model with weights in float32");
+  add_common(*widen, settings, session, model);
+  widen->add_option("--output", wide_model, "GGUF file")->required();
 
   SpeedConfig speed;
   CLI::App* timing = app.add_subcommand("speed", "times generation beside the engine's own");
@@ -93,12 +112,20 @@ int run(int argc, char** argv) {
 
   CLI11_PARSE(app, argc, argv);
   log_less();
+  if (widen->parsed()) {
+    llama_model_quantize_params params = llama_model_quantize_default_params();
+    params.ftype = LLAMA_FTYPE_ALL_F32;
+    params.allow_requantize = true;
+    params.nthread = session.threads;
+    return llama_model_quantize(model.c_str(), wide_model.c_str(), &params) == 0 ? 0 : 1;
+  }
   const Model loaded(model);
   if (generate->parsed()) {
     settings.method = generation.attention == "exact" ? Method::kExact : method_of(method);
     return run_generate(loaded, session, settings, generation);
   }
   if (evaluate->parsed()) return run_evaluate(loaded, session, settings, evaluation);
+  if (compare->parsed()) return run_compare(loaded, session, comparison);
   return run_speed(loaded, session, settings, speed);
 }
 

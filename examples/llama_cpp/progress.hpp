@@ -34,8 +34,8 @@ class ProgressBar {
     constexpr int kWidth = 40;
     const int filled = total_ == 0 ? kWidth : static_cast<int>(done * kWidth / total_);
     (void)std::fprintf(stderr, "\r%s [%.*s%*s] %zu / %zu%s", name_, filled,
-                       "########################################", kWidth - filled, "", done, total_,
-                       done == total_ ? "\n" : "");
+                       "########################################", kWidth - filled, "", done,
+                       total_, done == total_ ? "\n" : "");
   }
 
  private:

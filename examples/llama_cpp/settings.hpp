@@ -24,8 +24,8 @@ enum class Method {
 /// The settings of all layers of all contexts that attend through the adapter.
 struct Settings {
   Method method = Method::kSignatures;
-  double rows = 0.04;  ///< share of the middle's rows read per KV head; kTables does not use it
-  int bits = 2;        ///< kSignatures: of a code per dimension
+  double rows = 0.04;   ///< share of the middle's rows read per KV head; kTables does not use it
+  int bits = 2;         ///< kSignatures: of a code per dimension
   int table_bits = 10;  ///< kTables: K
   int tables = 150;     ///< kTables: L
   int page = 16;        ///< kQuest: tokens of a page

@@ -68,7 +68,8 @@ Number number_of(const std::string& text, const std::string& name) {
     } else if (name == "page") {
       settings.page = number_of<int>(value, name);
     } else {
-      throw std::runtime_error("\"" + word + "\" in \"" + spec + "\" sets none of rows bits K L page");
+      throw std::runtime_error("\"" + word + "\" in \"" + spec +
+                               "\" sets none of rows bits K L page");
     }
   }
   return settings;

@@ -142,7 +142,8 @@ TEST_CASE("exact attention of single tokens is the engine's, but for rounding") 
 }
 
 TEST_CASE("draws of every row are exact attention") {
-  for (const Method method : {Method::kSignatures, Method::kTopK, Method::kQuest, Method::kUniform}) {
+  for (const Method method :
+       {Method::kSignatures, Method::kTopK, Method::kQuest, Method::kUniform}) {
     CAPTURE(static_cast<int>(method));
     Session& theirs = engine("f16");
     Session ours(model(), config(GGML_TYPE_F16));

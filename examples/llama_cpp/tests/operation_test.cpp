@@ -68,7 +68,8 @@ class Graph {
     auto* bits = static_cast<ggml_fp16_t*>(mask_->data);
     const RandomStream coins({.seed = 5});
     for (std::int64_t i = 0; i < ggml_nelements(mask_); ++i) {
-      bits[i] = ggml_fp32_to_fp16(coins.below(static_cast<std::uint32_t>(i), 2) == 0 ? -INFINITY : 0);
+      bits[i] =
+          ggml_fp32_to_fp16(coins.below(static_cast<std::uint32_t>(i), 2) == 0 ? -INFINITY : 0);
     }
   }
 
@@ -138,7 +139,7 @@ TEST_CASE("exact attention of one operation is that of ggml's CPU backend") {
     Graph graph(of);
     REQUIRE(ggml_backend_dev_supports_op(device(), graph.attention()));
     const auto wanted = graph.run(cpu.get());
-    llama::invalidate();  // another cache under the same name
+    llama::invalidate();          // another cache under the same name
     if (of.cells == 1) continue;  // hidden: the next test
     CHECK(difference(graph.run(ours.get()), wanted) < 0.01);
     CHECK(llama::totals().fallbacks == 0);
@@ -158,10 +159,10 @@ TEST_CASE("operations that the library does not have are refused") {
     return ggml_backend_dev_supports_op(device(), graph.attention());
   };
   CHECK(supports({}));
-  CHECK_FALSE(supports({.rows = 2}));                         // a prompt
-  CHECK_FALSE(supports({.type = GGML_TYPE_F32}));             // another type
-  CHECK_FALSE(supports({.type = GGML_TYPE_Q4_0}));            //
-  CHECK_FALSE(supports({.max_bias = 8.0F}));                  // ALiBi
-  CHECK_FALSE(supports({.name = "k"}));                       // no cache
-  CHECK_FALSE(supports({.heads = 128, .kv_heads = 1}));       // more heads than kMaxGroup
+  CHECK_FALSE(supports({.rows = 2}));                    // a prompt
+  CHECK_FALSE(supports({.type = GGML_TYPE_F32}));        // another type
+  CHECK_FALSE(supports({.type = GGML_TYPE_Q4_0}));       //
+  CHECK_FALSE(supports({.max_bias = 8.0F}));             // ALiBi
+  CHECK_FALSE(supports({.name = "k"}));                  // no cache
+  CHECK_FALSE(supports({.heads = 128, .kv_heads = 1}));  // more heads than kMaxGroup
 }

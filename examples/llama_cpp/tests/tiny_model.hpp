@@ -30,7 +30,8 @@ inline void write_tiny_model(const std::string& path) {
   gguf_set_val_str(file, "general.architecture", "llama");
   gguf_set_val_str(file, "tokenizer.ggml.model", "no_vocab");
   const auto set = [&](const char* key, int value) {
-    gguf_set_val_u32(file, (std::string("llama.") + key).c_str(), static_cast<std::uint32_t>(value));
+    gguf_set_val_u32(file, (std::string("llama.") + key).c_str(),
+                     static_cast<std::uint32_t>(value));
   };
   set("block_count", kLayers);
   set("context_length", 8192);
@@ -42,7 +43,8 @@ inline void write_tiny_model(const std::string& path) {
   set("vocab_size", kVocabulary);
   gguf_set_val_f32(file, "llama.attention.layer_norm_rms_epsilon", 1e-5F);
 
-  ggml_context* memory = ggml_init({.mem_size = 64 << 20, .mem_buffer = nullptr, .no_alloc = false});
+  ggml_context* memory =
+      ggml_init({.mem_size = 64 << 20, .mem_buffer = nullptr, .no_alloc = false});
   std::uint64_t seed = 0;
   const auto add = [&](const std::string& name, int in, int out, double scale) {
     ggml_tensor* tensor = out > 0 ? ggml_new_tensor_2d(memory, GGML_TYPE_F32, in, out)
