@@ -71,13 +71,14 @@ Shape shape_of(const ggml_tensor* op) {
           .value_dim = static_cast<int>(op->src[2]->ne[0])};
 }
 
-// One query row for each stream, over a cache that the library reads.
-bool is_single_token_attention(const ggml_tensor* op) {
+// Few query rows for each stream, over a cache that the library reads.
+bool is_supported_attention(const ggml_tensor* op, int max_rows) {
   const ggml_tensor* q = op->src[0];
   const ggml_tensor* k = op->src[1];
   const ggml_tensor* v = op->src[2];
   const ggml_tensor* mask = op->src[3];
-  if (layer_of(k) < 0 || mask == nullptr || q->type != GGML_TYPE_F32 || q->ne[1] != 1) return false;
+  if (layer_of(k) < 0 || mask == nullptr || q->type != GGML_TYPE_F32 || q->ne[1] > max_rows)
+    return false;
   const bool types = k->type == v->type && (k->type == GGML_TYPE_F16 || k->type == GGML_TYPE_Q8_0);
   const bool rows = k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type) &&
                     q->nb[0] == sizeof(float);
@@ -226,20 +227,27 @@ class Context {
     }
     stream.cache = {.keys = view_of(op->src[1]), .values = view_of(op->src[2]), .stream = i};
 
-    const ggml_tensor* mask = op->src[3];
-    const auto* row = reinterpret_cast<const fp16*>(static_cast<const char*>(mask->data) +
-                                                    i * static_cast<std::int64_t>(mask->nb[3]));
-    if (!visible_.read({row, static_cast<std::size_t>(op->src[1]->ne[1])})) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "layer %d: the mask has other numbers than 0 and -inf", layer);
-    }
-    gather_query(op, i);
+    const auto rows = static_cast<std::size_t>(op->src[0]->ne[1]);
     const auto heads = static_cast<std::size_t>(shape.query_heads);
-    states_.resize(heads);
-    for (std::size_t h = 0; h < heads; ++h) {
-      char* out =
-          static_cast<char*>(op->data) + h * op->nb[1] + static_cast<std::size_t>(i) * op->nb[3];
-      states_[h].out = {reinterpret_cast<float*>(out), static_cast<std::size_t>(shape.value_dim)};
+    visible_.resize(rows);
+    rows_.resize(rows);
+    states_.resize(rows * heads);
+    gather_queries(op, i);
+    for (std::size_t row = 0; row < rows; ++row) {
+      if (!visible_[row].read(mask_row(op, row, i))) {
+        return Status::error(ErrorCode::kInvalidArgument,
+                             "layer %d: the mask has other numbers than 0 and -inf", layer);
+      }
+      const std::span states = std::span(states_).subspan(row * heads, heads);
+      for (std::size_t h = 0; h < heads; ++h) {
+        char* out = static_cast<char*>(op->data) + h * op->nb[1] + row * op->nb[2] +
+                    static_cast<std::size_t>(i) * op->nb[3];
+        states[h].out = {reinterpret_cast<float*>(out), static_cast<std::size_t>(shape.value_dim)};
+      }
+      const auto size = heads * static_cast<std::size_t>(shape.head_dim);
+      rows_[row] = {.query = std::span(queries_).subspan(row * size, size),
+                    .states = states,
+                    .visible = &visible_[row]};
     }
     const ggml_tensor* sinks = op->src[4];
     constexpr int kScale = 0;
@@ -252,24 +260,34 @@ class Context {
                    .sink_logits = sinks == nullptr
                                       ? std::span<const float>()
                                       : std::span(static_cast<const float*>(sinks->data), heads)},
-        .query = query_,
-        .states = states_,
-        .visible = &visible_,
+        .rows = rows_,
         .seed = settings_.seed + static_cast<std::uint64_t>(number),
         .threads = threads_};
     return stream.attention->attend(step, stream.written, workspace_, totals_);
   }
 
-  // The heads' rows, one behind the other.
-  void gather_query(const ggml_tensor* op, int stream) {
+  // What a query row sees of its stream.
+  static std::span<const fp16> mask_row(const ggml_tensor* op, std::size_t row, int stream) {
+    const ggml_tensor* mask = op->src[3];
+    const char* data = static_cast<const char*>(mask->data) + row * mask->nb[1] +
+                       static_cast<std::size_t>(stream) * mask->nb[3];
+    return {reinterpret_cast<const fp16*>(data), static_cast<std::size_t>(op->src[1]->ne[1])};
+  }
+
+  // [rows, query_heads, head_dim]
+  void gather_queries(const ggml_tensor* op, int stream) {
     const ggml_tensor* q = op->src[0];
     const auto dim = static_cast<std::size_t>(q->ne[0]);
+    const auto rows = static_cast<std::size_t>(q->ne[1]);
     const auto heads = static_cast<std::size_t>(q->ne[2]);
-    query_.resize(heads * dim);
+    queries_.resize(rows * heads * dim);
     const char* data =
         static_cast<const char*>(q->data) + static_cast<std::size_t>(stream) * q->nb[3];
-    for (std::size_t h = 0; h < heads; ++h) {
-      std::memcpy(query_.data() + h * dim, data + h * q->nb[2], dim * sizeof(float));
+    float* to = queries_.data();
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t h = 0; h < heads; ++h, to += dim) {
+        std::memcpy(to, data + row * q->nb[1] + h * q->nb[2], dim * sizeof(float));
+      }
     }
   }
 
@@ -277,8 +295,10 @@ class Context {
   ggml_backend_t cpu_ = nullptr;
   int threads_ = 1;
   std::map<int, std::map<int, Stream>> layers_;
-  VisibleCells visible_;
-  std::vector<float> query_;
+  // Of the rows of a step.
+  std::vector<VisibleCells> visible_;
+  std::vector<StepRow> rows_;
+  std::vector<float> queries_;
   std::vector<AttentionState> states_;
   std::vector<std::byte> workspace_;
   std::vector<std::byte> memory_;
@@ -357,6 +377,11 @@ void device_properties(ggml_backend_dev_t device, ggml_backend_dev_props* proper
   properties->type = device_type(device);
 }
 
+int max_rows() {
+  const std::lock_guard lock(registered().mutex);
+  return registered().settings.max_rows;
+}
+
 bool supports_operation(ggml_backend_dev_t, const ggml_tensor* op) {
   switch (op->op) {
     case GGML_OP_NONE:
@@ -366,7 +391,7 @@ bool supports_operation(ggml_backend_dev_t, const ggml_tensor* op) {
     case GGML_OP_TRANSPOSE:
       return true;
     case GGML_OP_FLASH_ATTN_EXT:
-      return is_single_token_attention(op);
+      return is_supported_attention(op, max_rows());
     default:
       return writes_cache(op);
   }

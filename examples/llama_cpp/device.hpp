@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device of ggml that answers attention for single tokens, and nothing else.
+// A device of ggml that answers attention for generated tokens, and nothing else.
 #pragma once
 
 #include <cstddef>
@@ -11,16 +11,16 @@ namespace magicpig::llama {
 
 /// Registers the device, once per process. Contexts of llama.cpp that are made afterwards, with
 /// flash attention enabled, attend through it when they decode a single token (of each sequence,
-/// where every sequence has a cache of its own); those made before do not. Prompts go to ggml's own
-/// kernel, and so does what the library does not support: ALiBi, masks with biases, other types
-/// than f16 and q8_0.
+/// where every sequence has a cache of its own), or up to Settings::max_rows; those made before do
+/// not. Prompts go to ggml's own kernel, and so does what the library does not support: ALiBi,
+/// masks with biases, other types than f16 and q8_0.
 ///
 /// A context's indexes live with it. They follow writes of new tokens, removed and shifted
 /// sequences. What writes a cache past the graph needs invalidate(): llama_state_*set_data(), and
 /// llama_memory_seq_cp() between sequences with caches of their own.
 ///
 /// Threads: those of the context (llama_set_n_threads), OpenMP's. Contexts may compute at once; the
-/// functions here must not be called meanwhile. Memory: Status index_bytes(), and scratch that
+/// functions here must not be called meanwhile. Memory: index_bytes(), and scratch that
 /// grows with the cache.
 void register_device();
 

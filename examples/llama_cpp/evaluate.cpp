@@ -147,7 +147,7 @@ class Evaluation {
     line["method"] = method;
     line["prompt_seconds"] = seconds;
     const Totals done = totals();
-    if (done.counted > 0) line["rows"] = done.mean_rows();
+    if (method != kEngine && done.counted > 0) line["rows"] = done.mean_rows();
   }
 
   const Model& model_;

@@ -117,35 +117,47 @@ class DrawnAttention final : public LayerAttention {
     if (!executor.ok()) return executor.status();
     const auto backend = make_backend<HighwayOps>(*executor);
     Index& index = drawing_.index;
-    const TokenRange middle = settings_.window.middle(step.visible->end());
-    const Status status = follow(index, backend, source, middle, step.visible->count(), written);
+    TokenId end = 0;
+    TokenId visible = 0;
+    for (const StepRow& row : step.rows) {
+      end = std::max(end, row.visible->end());
+      visible = std::max(visible, row.visible->count());
+    }
+    const TokenRange middle = settings_.window.middle(end);
+    const Status status = follow(index, backend, source, middle, visible, written);
     if (!status.ok()) return status;
 
-    // Other sequences may have cells behind the last that this one sees; they are hidden.
+    // Other sequences may have cells behind the last that these see; they are hidden.
     const TokenId indexed_end = index.indexed().empty() ? 0 : index.indexed().end;
-    const Source cells = source.first(std::max(step.visible->end(), indexed_end));
+    const Source cells = source.first(std::max(end, indexed_end));
     const DecodePlan<Sampler> plan{.shape = step.shape,
                                    .sampler = &drawing_.sampler,
                                    .scale = step.scale,
                                    .layer = static_cast<std::uint32_t>(layer_),
                                    .exact_below = settings_.exact_below,
                                    .logits = step.logits};
-    const std::size_t needed = workspace_bytes<Source>(plan, cells.tokens(), step.threads);
+    const std::size_t needed =
+        workspace_bytes<Source>(plan, cells.tokens(), step.threads, step.rows.size());
     // By half more, so that a growing cache does not ask for it at every step.
     if (workspace.size() < needed) workspace.resize(needed + needed / 2);
     const bool reported = settings_.report_every > 0 && !settings_.is_dense(layer_) &&
-                          step.visible->count() % settings_.report_every == 0;
-    reports_.resize(reported ? step.states.size() : 0);
-    // As many cells are visible as tokens were before: a number of its own for each step.
-    const Request<Source, Index> requests[] = {
-        {.key_values = &cells,
-         .index = &index,
-         .query = step.query,
-         .states = step.states,
-         .reports = reports_,
-         .seed = step.seed,
-         .step = static_cast<std::uint32_t>(step.visible->count()),
-         .hidden = step.visible->hidden()}};
+                          visible % settings_.report_every == 0;
+    const auto heads = static_cast<std::size_t>(step.shape.query_heads);
+    reports_.resize(reported ? step.rows.size() * heads : 0);
+    std::vector<Request<Source, Index>> requests;
+    for (std::size_t i = 0; i < step.rows.size(); ++i) {
+      const StepRow& row = step.rows[i];
+      // As many cells are visible as tokens were before: a number of its own for each step.
+      requests.push_back({.key_values = &cells,
+                          .index = &index,
+                          .query = row.query,
+                          .states = row.states,
+                          .reports = reported ? std::span(reports_).subspan(i * heads, heads)
+                                              : std::span<HeadReport>(),
+                          .seed = step.seed,
+                          .step = static_cast<std::uint32_t>(row.visible->count()),
+                          .hidden = row.visible->hidden()});
+    }
     const Status decoded = decode(backend, plan, requests, workspace);
     if (decoded.ok()) count(step.shape, totals);
     return decoded;

@@ -30,14 +30,19 @@ struct StreamCache {
 };
 
 /// One query of all heads.
+struct StepRow {
+  std::span<const float> query;      ///< [query_heads, head_dim]
+  std::span<AttentionState> states;  ///< [query_heads]; written
+  const VisibleCells* visible = nullptr;
+};
+
+/// Queries over one stream at once: of one sequence, or of several whose cells are in it.
 struct Step {
   StreamCache cache;
   Shape shape;
   float scale = 0.0F;
   LogitTerms logits;
-  std::span<const float> query;      ///< [query_heads, head_dim]
-  std::span<AttentionState> states;  ///< [query_heads]; written
-  const VisibleCells* visible = nullptr;
+  std::span<const StepRow> rows;  ///< at least one
   std::uint64_t seed = 0;
   int threads = 1;
 };

@@ -33,6 +33,9 @@ struct Settings {
   Window window = {.sink = 4, .local = 64};
   /// Middles of fewer visible cells are read whole.
   TokenId exact_below = kExactBelow;
+  /// Query rows that the adapter takes at most in one operation: tokens of several sequences in one
+  /// cache, or of a draft; more go to the engine as a prompt does. For contexts made afterwards.
+  int max_rows = 1;
   std::vector<int> dense_layers = {0, 16};  ///< attend to every token
   std::uint64_t seed = 1;
   /// Rows and bytes are counted at every so-manieth step, as it takes time of its own; 0 for never.

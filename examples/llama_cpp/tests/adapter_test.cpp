@@ -2,7 +2,7 @@
 // Contexts of llama.cpp that attend through the adapter, beside some that do not.
 #include <doctest/doctest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <span>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device.hpp"
+#include "difference.hpp"
 #include "engine.hpp"
 #include "tiny_model.hpp"
 
@@ -17,6 +18,7 @@ namespace {
 
 using namespace magicpig;
 using namespace magicpig::llama;
+using test::difference;
 using test::kLayers;
 using test::random_tokens;
 
@@ -60,17 +62,6 @@ Session& engine(const std::string& name) {
 }
 
 std::vector<float> copy(std::span<const float> logits) { return {logits.begin(), logits.end()}; }
-
-// |a - b| / |b|.
-double difference(std::span<const float> a, std::span<const float> b) {
-  double off = 0.0;
-  double all = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    off += std::pow(static_cast<double>(a[i]) - b[i], 2);
-    all += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(off / all);
-}
 
 // ggml rounds queries, and sums of f16 values, to half floats; beside q8_0, queries to 8 bits.
 constexpr double kRounding = 0.02;
@@ -269,6 +260,33 @@ TEST_CASE("two sequences in one cache") {
     }
     check_indexes();
     if (is_exact) CHECK(difference(ours.logits(), theirs.logits()) < kRounding);
+    check_no_fallbacks();
+  }
+}
+
+TEST_CASE("two sequences in one cache, a token of each in one step") {
+  for (const Method method : {Method::kExact, Method::kSignatures}) {
+    const bool is_exact = method == Method::kExact;
+    Session& theirs = engine("two sequences");
+    Settings settings = is_exact ? exact() : drawn(method);
+    settings.max_rows = 2;
+    use(settings);
+    Session ours(model(), config(GGML_TYPE_F16, 2));
+    reset_totals();
+    for (Session* session : {&theirs, &ours}) {
+      session->prompt(random_tokens(300, 30), 0);
+      session->prompt(random_tokens(200, 31), 1);
+    }
+    for (int i = 0; i < 90; ++i) {
+      const Tokens pair = random_tokens(2, 200 + static_cast<std::uint64_t>(i));
+      theirs.step(pair);
+      ours.step(pair);
+      for (int s = 0; is_exact && s < 2; ++s) {
+        CHECK(difference(ours.logits(s), theirs.logits(s)) < kRounding);
+      }
+    }
+    check_indexes();
+    CHECK(totals().attentions == 90 * kLayers);
     check_no_fallbacks();
   }
 }

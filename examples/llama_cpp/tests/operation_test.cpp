@@ -13,10 +13,12 @@
 #include <vector>
 
 #include "device.hpp"
+#include "difference.hpp"
 
 namespace {
 
 using namespace magicpig;
+using llama::test::difference;
 
 struct Attention {
   int heads = 6;
@@ -108,32 +110,24 @@ ggml_backend_dev_t device() {
   return ggml_backend_dev_by_name("magicpig");
 }
 
-double difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double off = 0.0;
-  double all = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    off += std::pow(static_cast<double>(a[i]) - b[i], 2);
-    all += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(off / all);
-}
-
 }  // namespace
 
 TEST_CASE("exact attention of one operation is that of ggml's CPU backend") {
   const ggml_backend_ptr cpu(ggml_backend_cpu_init());
   const ggml_backend_ptr ours(ggml_backend_dev_init(device(), nullptr));
-  llama::use({.method = llama::Method::kExact});
+  llama::use({.method = llama::Method::kExact, .max_rows = 5});
   for (const Attention& of :
        {Attention{}, Attention{.type = GGML_TYPE_Q8_0}, Attention{.soft_cap = 2.0F},
         Attention{.sinks = true}, Attention{.soft_cap = 3.0F, .sinks = true},
         Attention{.key_dim = 192, .value_dim = 128}, Attention{.heads = 8, .kv_heads = 8},
         Attention{.heads = 32, .kv_heads = 4, .key_dim = 128, .value_dim = 128},
-        Attention{.streams = 3}, Attention{.cells = 1}, Attention{.cells = 64},
+        Attention{.streams = 3}, Attention{.rows = 5}, Attention{.streams = 2, .rows = 3},
+        Attention{.cells = 1}, Attention{.cells = 64},
         Attention{.cells = 20000, .type = GGML_TYPE_Q8_0}}) {
     CAPTURE(of.cells);
     CAPTURE(of.key_dim);
     CAPTURE(of.streams);
+    CAPTURE(of.rows);
     CAPTURE(of.soft_cap);
     CAPTURE(of.sinks);
     Graph graph(of);
@@ -154,6 +148,7 @@ TEST_CASE("a query that sees nothing gets zeros") {
 }
 
 TEST_CASE("operations that the library does not have are refused") {
+  llama::use({});
   const auto supports = [](const Attention& of) {
     Graph graph(of);
     return ggml_backend_dev_supports_op(device(), graph.attention());
