@@ -219,12 +219,13 @@ class Context {
   // Stream `number` of the context, `i` of the step.
   Status attend(ggml_tensor* op, int layer, int number, int i) {
     const Shape shape = shape_of(op);
-    Stream& stream = layers_[layer][number];
-    if (stream.attention == nullptr) {
+    auto& streams = layers_[layer];
+    if (!streams.contains(number)) {
       auto made = make_layer_attention(settings_, shape, layer);
       if (!made.ok()) return made.status();
-      stream.attention = std::move(*made);
+      streams[number].attention = std::move(*made);
     }
+    Stream& stream = streams[number];
     stream.cache = {.keys = view_of(op->src[1]), .values = view_of(op->src[2]), .stream = i};
 
     const auto rows = static_cast<std::size_t>(op->src[0]->ne[1]);
@@ -324,7 +325,9 @@ Context& context_of(ggml_backend_t backend) { return *static_cast<Context*>(back
 const char* device_name(ggml_backend_dev_t) { return "magicpig"; }
 const char* backend_name(ggml_backend_t) { return "magicpig"; }
 const char* registry_name(ggml_backend_reg_t) { return "magicpig"; }
-const char* device_description(ggml_backend_dev_t) { return "sampled attention of single tokens"; }
+const char* device_description(ggml_backend_dev_t) {
+  return "sampled attention of generated tokens";
+}
 
 void free_backend(ggml_backend_t backend) {
   const std::unique_ptr<Context> context(&context_of(backend));
@@ -333,8 +336,13 @@ void free_backend(ggml_backend_t backend) {
   delete backend;
 }
 
+// Exceptions, of memory that is short, end here: the caller is C.
 ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph* graph) {
-  return context_of(backend).compute(graph);
+  try {
+    return context_of(backend).compute(graph);
+  } catch (...) {
+    return GGML_STATUS_ALLOC_FAILED;
+  }
 }
 
 void set_threads(ggml_backend_t backend, int threads) { context_of(backend).set_threads(threads); }

@@ -334,4 +334,6 @@ TEST_CASE("what fails is left to the engine, and said") {
   CHECK(difference(ours.step(1), wanted) == 0.0);
   CHECK(totals().fallbacks == kLayers);
   CHECK(totals().error.find("budget") != std::string::npos);
+  CHECK(index_bytes() == 0);
+  check_indexes();
 }
