@@ -50,10 +50,6 @@ class CellSet {
   }
 
  private:
-  [[nodiscard]] bool has(TokenId cell) const {
-    const auto word = static_cast<std::size_t>(cell) / 64;
-    return word < words_.size() && (words_[word] >> (cell % 64) & 1) != 0;
-  }
   // The first cell in [from, end) that is in the set, or is not; `end` if there is none.
   [[nodiscard]] TokenId next(TokenId from, TokenId end, bool in) const {
     while (from < end) {

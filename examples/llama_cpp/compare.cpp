@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <memory>
+#include <stdexcept>
 
 #include "device.hpp"
 #include "progress.hpp"

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -137,7 +136,7 @@ class Evaluation {
       line["kl_from_" + reference] = divergences / count;
       line["same_top_as_" + reference] = static_cast<double>(same) / count;
     }
-    if (method == kEngine || method == "exact") references_[method] = std::move(log_p);
+    if (is_reference(method)) references_[method] = std::move(log_p);
     session.truncate(context);
   }
 
@@ -197,8 +196,7 @@ int run_evaluate(const Model& model, SessionConfig session, const Settings& sett
     std::vector<std::string> methods;
     for (const std::string& method : config.methods) {
       // A continuation is compared with these, which are not kept.
-      const bool is_reference = method == kEngine || method == "exact";
-      if (!is_done(method) || (prompts[i].contains("continuation") && is_reference)) {
+      if (!is_done(method) || (prompts[i].contains("continuation") && is_reference(method))) {
         methods.push_back(method);
       }
     }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layer_attention.hpp"
 
-#include <cstring>
+#include <algorithm>
 #include <magicpig/attention.hpp>
 #include <magicpig/cpu/highway.hpp>
 #include <magicpig/cpu/openmp.hpp>
 #include <magicpig/index/page_bounds.hpp>
 #include <magicpig/sample/page_scores.hpp>
 #include <magicpig/sample/top_k.hpp>
+#include <memory>
 #include <utility>
+#include <vector>
 
 namespace magicpig::llama {
 namespace {

@@ -23,13 +23,21 @@ const std::vector<std::pair<std::string, ggml_type>> kCacheTypes{{"f16", GGML_TY
                                                                  {"q8_0", GGML_TYPE_Q8_0}};
 
 // What all commands take.
-void add_common(CLI::App& app, Settings& settings, SessionConfig& session, std::string& model) {
+void add_model(CLI::App& app, SessionConfig& session, std::string& model) {
   app.add_option("--model", model, "GGUF file")->required()->check(CLI::ExistingFile);
   app.add_option("--threads", session.threads, "threads of prompts and generation")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
+}
+
+// What those that attend take.
+void add_cache(CLI::App& app, SessionConfig& session) {
   app.add_option("--cache", session.cache_type, "type of the cache: f16 or q8_0")
       ->transform(CLI::CheckedTransformer(kCacheTypes));
+}
+
+// What those that draw take.
+void add_drawing(CLI::App& app, Settings& settings) {
   app.add_option("--dense-layers", settings.dense_layers, "layers that read every token")
       ->delimiter(',')
       ->capture_default_str();
@@ -46,7 +54,9 @@ int run(int argc, char** argv) {
   GenerateConfig generation;
   std::string method = "signatures";
   CLI::App* generate = app.add_subcommand("generate", "continues a prompt and says how fast");
-  add_common(*generate, settings, session, model);
+  add_model(*generate, session, model);
+  add_cache(*generate, session);
+  add_drawing(*generate, settings);
   generate->add_option("--prompt", generation.prompt_file, "file with the prompt")
       ->required()
       ->check(CLI::ExistingFile);
@@ -69,7 +79,9 @@ int run(int argc, char** argv) {
   EvaluateConfig evaluation;
   CLI::App* evaluate =
       app.add_subcommand("evaluate", "answers questions by several methods, one prompt for all");
-  add_common(*evaluate, settings, session, model);
+  add_model(*evaluate, session, model);
+  add_cache(*evaluate, session);
+  add_drawing(*evaluate, settings);
   evaluate->add_option("--prompts", evaluation.prompts, "JSON lines, as tasks.py writes them")
       ->required()
       ->check(CLI::ExistingFile);
@@ -86,7 +98,8 @@ int run(int argc, char** argv) {
   CompareConfig comparison;
   CLI::App* compare =
       app.add_subcommand("compare", "exact attention beside the engine's own, token for token");
-  add_common(*compare, settings, session, model);
+  add_model(*compare, session, model);
+  add_cache(*compare, session);
   compare->add_option("--prompts", comparison.prompt_files, "files with a prompt each")
       ->required()
       ->check(CLI::ExistingFile);
@@ -96,12 +109,14 @@ int run(int argc, char** argv) {
 
   std::string wide_model;
   CLI::App* widen = app.add_subcommand("widen", "writes the model with weights in float32");
-  add_common(*widen, settings, session, model);
+  add_model(*widen, session, model);
   widen->add_option("--output", wide_model, "GGUF file")->required();
 
   SpeedConfig speed;
   CLI::App* timing = app.add_subcommand("speed", "times generation beside the engine's own");
-  add_common(*timing, settings, session, model);
+  add_model(*timing, session, model);
+  add_cache(*timing, session);
+  add_drawing(*timing, settings);
   timing->add_option("--prompt", speed.prompt_file, "file with text that fills the cache")
       ->required()
       ->check(CLI::ExistingFile);

@@ -4,6 +4,7 @@
 #   demo     (default) the same prompt by the engine's own attention, by exact and by sampled attention
 #   compare  exact attention beside the engine's own, token for token, over three prompts
 #   test     the adapter's tests
+#   ready    succeeds if all is set up already, and does nothing
 #   quality  scores and divergences of all methods on generated tasks and prose; hours, goes on where it was stopped
 #   speed    tokens per second beside the engine's own attention at 8k, 32k and 128k tokens
 # What it installs goes to $MAGICPIG_LLAMA_CPP, by default ~/.cache/magicpig/llama_cpp (1 GB), and is made once.
@@ -14,9 +15,11 @@ home="${MAGICPIG_LLAMA_CPP:-${XDG_CACHE_HOME:-$HOME/.cache}/magicpig/llama_cpp}"
 build=build/llama_cpp
 results="$build/results"
 
+is_set_up() { cmp -s "$here/requirements.txt" "$home/installed-from.txt"; }
+
 set_up() {
   scripts/install_dependencies.sh build llama_cpp
-  cmp -s "$here/requirements.txt" "$home/installed-from.txt" && return
+  is_set_up && return
   echo "Setting up llama.cpp in $home: it is built from source, which takes 5 to 15 minutes"
   mkdir -p "$home"
   local llama smollm
@@ -56,6 +59,10 @@ wide_model() {
   mv "$home/model/widened.gguf" "$home/model/float32.gguf"
 }
 
+if [[ "${1:-demo}" == ready ]]; then
+  is_set_up
+  exit
+fi
 set_up
 mkdir -p "$results"
 case "${1:-demo}" in
@@ -110,7 +117,7 @@ case "${1:-demo}" in
     done
     ;;
   *)
-    echo "run.sh: demo, compare, test, quality or speed, not $1" >&2
+    echo "run.sh: demo, compare, test, ready, quality or speed, not $1" >&2
     exit 2
     ;;
 esac

@@ -5,7 +5,6 @@
 #include <array>
 #include <charconv>
 #include <cstddef>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -26,6 +25,10 @@ inline constexpr std::array<std::pair<std::string_view, Method>, 6> kMethods{
 
 /// The engine's own attention.
 inline constexpr std::string_view kEngine = "engine";
+/// What others are compared with: that, and exact attention.
+[[nodiscard]] inline bool is_reference(std::string_view spec) {
+  return spec == kEngine || spec == "exact";
+}
 
 template <class Number>
 Number number_of(const std::string& text, const std::string& name) {
