@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <new>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "magicpig/version.hpp"
@@ -24,10 +25,11 @@ enum class ErrorCode {
   kOutOfMemory,        ///< an allocation of the index failed; the index is unchanged
   kWorkspaceTooSmall,  ///< the message names the bytes that are needed
   kBadBlob,  ///< saved bytes that are not what they should be; the message names the field
+  kDevice,   ///< a call of the device's runtime failed, see Status::device_error()
 };
 
 /// Success, or an error code with a message that names the value and its bound. Trivially
-/// copyable, 252 bytes, no allocation.
+/// copyable, 256 bytes, no allocation.
 class [[nodiscard]] Status {
  public:
   constexpr Status() = default;
@@ -44,13 +46,24 @@ class [[nodiscard]] Status {
     return status;
   }
 
+  /// kDevice: what a call of the device's runtime returned, and the name of that call.
+  [[nodiscard]] static Status device(int device_error, const char* call,
+                                     const char* meaning) noexcept {
+    Status status = error(ErrorCode::kDevice, "%s: %s (%d)", call, meaning, device_error);
+    status.device_error_ = device_error;
+    return status;
+  }
+
   [[nodiscard]] constexpr bool ok() const { return code_ == ErrorCode::kOk; }
   [[nodiscard]] constexpr ErrorCode code() const { return code_; }
   /// Empty when ok().
   [[nodiscard]] constexpr const char* message() const { return message_; }
+  /// The runtime's own number of a kDevice error, a cudaError_t; 0 for all others.
+  [[nodiscard]] constexpr int device_error() const { return device_error_; }
 
  private:
   ErrorCode code_ = ErrorCode::kOk;
+  int device_error_ = 0;
   char message_[248] = {};
 };
 
@@ -58,7 +71,10 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) noexcept : value_(std::move(value)) {}    // NOLINT: implicit by design
+  // Two constructors, not one by value: nvcc moves a local only to what takes a reference.
+  Result(T&& value) noexcept : value_(std::move(value)) {}  // NOLINT: implicit by design
+  Result(const T& value) noexcept requires std::is_copy_constructible_v<T>  // NOLINT
+      : value_(value) {}
   Result(const Status& error) noexcept : status_(error) {}  // NOLINT
 
   [[nodiscard]] bool ok() const { return value_.has_value(); }

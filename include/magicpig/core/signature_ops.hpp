@@ -2,6 +2,7 @@
 // The seam for a SIMD library where signatures are made and scanned: the same bits from each.
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -66,6 +67,9 @@ struct PartialSums {
 struct ScoreRule {
   static constexpr int kSteps = 16;  ///< of a score per power of 2
   static constexpr std::uint32_t kCertain = 65536;
+  static constexpr int kLogCertain = 16 * kSteps;  ///< in steps of a score
+  /// Below every score: of tokens that are gone, and of places behind the last token.
+  static constexpr std::int16_t kNoScore = -16384;
 
   std::int16_t tau = 0;                   ///< scores from here on are certain
   std::int16_t longest = 255;             ///< gaps beyond this count as this; -1: all is certain
@@ -86,6 +90,20 @@ struct ScoreRule {
     return tau - 1 - score < longest ? tau - 1 - score : longest;
   }
 };
+
+/// 16 log2 of a number, at least 1, to the nearest.
+[[nodiscard]] constexpr int log2_of(std::uint64_t x) {
+  // 2^(1/32), 2^(3/32) ... in units of 2^-31.
+  constexpr std::uint32_t kBounds[ScoreRule::kSteps] = {
+      2194507417U, 2291666561U, 2393127307U, 2499080105U, 2609723834U, 2725266179U,
+      2845924021U, 2971923842U, 3103502151U, 3240905930U, 3384393094U, 3534232978U,
+      3690706840U, 3854108391U, 4024744348U, 4202935003U};
+  const int exponent = static_cast<int>(std::bit_width(x)) - 1;
+  const std::uint64_t mantissa = exponent > 31 ? x >> (exponent - 31) : x << (31 - exponent);
+  int steps = ScoreRule::kSteps * exponent;
+  for (const std::uint32_t bound : kBounds) steps += mantissa >= bound ? 1 : 0;
+  return steps;
+}
 
 /// Where scores of blocks go: head g's from data + g * stride on.
 struct ScoreRows {

@@ -67,7 +67,7 @@ class HadamardRotation {
     for (int t = 0; t < transforms(); ++t) apply<1>(t, integers, transform_hadamard<1>);
     std::int64_t square = 0;
     for (int j = 0; j < padded_; ++j) square += std::int64_t{integers[j]} * integers[j];
-    return {.unit = shrinks() ? unit * kGrowth : unit, .square = square};
+    return {.unit = unit * growth(), .square = square};
   }
 
   /// The same of kRotationLanes vectors at once, [dim, kRotationLanes] to [padded,
@@ -82,32 +82,25 @@ class HadamardRotation {
     std::int64_t squares[kRotationLanes];
     Ops::square_lanes(integers, padded_, squares);
     for (int l = 0; l < kRotationLanes; ++l) {
-      results[l] = {.unit = shrinks() ? units[l] * kGrowth : units[l], .square = squares[l]};
+      results[l] = {.unit = units[l] * growth(), .square = squares[l]};
     }
   }
 
- private:
-  static constexpr int kRounds = 3;
+  // What a backend needs that runs the transforms itself, as rotate() does.
 
-  // The transform of the coordinates from `first` on.
+  /// The transform of the coordinates from `first` on. The others have the signs that follow and
+  /// precede its own in an array of padded(), and are multiplied by 2^-30 kSqrtHalf, rounded, where
+  /// is_odd().
   struct Window {
     int first;
     LaneTransform transform;
   };
-
-  explicit HadamardRotation(int dim)
-      : input_(dim),
-        padded_(input_.padded()),
-        log_block_(static_cast<int>(std::bit_width(static_cast<unsigned>(padded_))) - 1) {}
-
-  [[nodiscard]] bool is_power_of_two() const { return padded_ == 1 << log_block_; }
+  [[nodiscard]] const RotationInput& input() const { return input_; }
   [[nodiscard]] int transforms() const { return is_power_of_two() ? kRounds : 3 * kRounds; }
 
-  // Whether sqrt(block) is no power of two.
-  [[nodiscard]] bool is_odd() const { return log_block_ % 2 != 0; }
-
-  // Windows are divided by sqrt(block), rounded up to a power of two. Where that is too much by
-  // sqrt(2), pairs are not divided, which is too little by as much; else they are divided by 2.
+  /// Transform t of transforms(). Windows are divided by sqrt(block), rounded up to a power of two.
+  /// Where that is too much by sqrt(2), pairs are not divided, which is too little by as much; else
+  /// they are divided by 2.
   [[nodiscard]] Window window(int t) const {
     const int block = 1 << log_block_;
     const std::int32_t* signs = signs_.data() + std::int64_t{t} * padded_;
@@ -123,7 +116,22 @@ class HadamardRotation {
         .transform = {
             .signs = signs + first, .count = block, .stride = 1, .shift = (log_block_ + 1) / 2}};
   }
+  /// Whether sqrt(block) is no power of two.
+  [[nodiscard]] bool is_odd() const { return log_block_ % 2 != 0; }
+  /// What the unit of the input is multiplied by.
+  [[nodiscard]] double growth() const { return shrinks() ? kGrowth : 1.0; }
 
+  static constexpr std::int64_t kSqrtHalf = 759250125;  ///< 2^30 / sqrt(2)
+
+ private:
+  static constexpr int kRounds = 3;
+
+  explicit HadamardRotation(int dim)
+      : input_(dim),
+        padded_(input_.padded()),
+        log_block_(static_cast<int>(std::bit_width(static_cast<unsigned>(padded_))) - 1) {}
+
+  [[nodiscard]] bool is_power_of_two() const { return padded_ == 1 << log_block_; }
   // Whether a round leaves the vector shorter by sqrt(2), pairs that lengthen it included.
   [[nodiscard]] bool shrinks() const { return is_odd() || !is_power_of_two(); }
 
@@ -171,7 +179,6 @@ class HadamardRotation {
     }
   }
 
-  static constexpr std::int64_t kSqrtHalf = 759250125;       // 2^30 / sqrt(2)
   static constexpr double kGrowth = 2 * 1.4142135623730951;  // sqrt(2)^kRounds
 
   RotationInput input_;

@@ -25,7 +25,7 @@ class Levels {
   explicit constexpr Levels(int bits)
       : bits_(bits), amplitudes_(kAmplitudes[static_cast<std::size_t>(bits - 1)]) {
     const int count = 1 << bits;
-    for (int code = 0; code < count; ++code) insert(code, code);
+    for (int c = 0; c < count; ++c) insert(c, c);
     for (int i = 0; i + 1 < count; ++i) {
       bounds_[static_cast<std::size_t>(i)] = (value(code(i)) + value(code(i + 1))) / 2;
     }

@@ -102,20 +102,19 @@ class RotationInput {
     for (int j = dim_ * kRotationLanes; j < padded_ * kRotationLanes; ++j) integers[j] = 0;
   }
 
- private:
-  // What vectors are multiplied by, and its inverse.
+  /// What vectors are multiplied by, and its inverse.
   struct Scale {
     float power = 0.0F;
     double unit = 0.0;
   };
-
-  // For a vector whose largest magnitude has these bits.
-  [[nodiscard]] Scale scale_of(std::uint32_t largest) const {
+  /// For a vector whose largest magnitude, finite, has these bits.
+  [[nodiscard]] constexpr Scale scale_of(std::uint32_t largest) const {
     if (exponent_above(largest) < -98) return {};
     const int exponent = bits_ - exponent_above(largest);
     return {.power = static_cast<float>(power_of_two(exponent)), .unit = power_of_two(-exponent)};
   }
 
+ private:
   int dim_;
   int padded_;
   int bits_;

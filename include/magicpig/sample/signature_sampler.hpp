@@ -47,6 +47,32 @@ template <class Ops>
   return Ops::expected(scores, n, rule) / ScoreRule::kCertain * ScoreRule::kCertain;
 }
 
+/// The score from which on rows_from(score) of `n` scores, the largest of them `largest`, are
+/// `target`, in units of 2^-16, to the nearest step. The first rounds move it by what would be
+/// right if no more tokens became certain, which takes three or four; where most are, halving the
+/// bounds is faster.
+template <class Rows>
+[[nodiscard]] constexpr std::int16_t score_threshold(int largest, int n, std::uint64_t target,
+                                                     const Rows& rows_from) {
+  constexpr int kQuickRounds = 6;
+  const int wanted = log2_of(target > 0 ? target : 1);
+  int tau = largest;
+  int low = -32767;          // everything is certain
+  int high = largest + 257;  // every probability is 2^-16
+  std::uint64_t above = static_cast<std::uint64_t>(n) * ScoreRule::kCertain;
+  std::uint64_t below = 0;
+  for (int round = 0; high - low > 1; ++round) {
+    const std::uint64_t rows = rows_from(static_cast<std::int16_t>(tau));
+    const bool enough = rows >= target;
+    (enough ? low : high) = tau;
+    (enough ? above : below) = rows;
+    const int step = log2_of(rows) - wanted;
+    tau += step != 0 ? step : enough ? 1 : -1;
+    if (round >= kQuickRounds || tau <= low || tau >= high) tau = low + (high - low) / 2;
+  }
+  return static_cast<std::int16_t>(above - target <= target - below ? low : high);
+}
+
 /// What selections that draw each token with its probability have in common.
 struct UnbiasedSelection {
   static constexpr bool kUnbiased = true;
@@ -103,6 +129,13 @@ class SignatureSampler {
     }
     return SignatureSampler(config, quantiser.shape(), quantiser.temperature());
   }
+
+  /// What it was made from, the temperature being the one that is used.
+  [[nodiscard]] const SignatureSamplerConfig& config() const { return config_; }
+  /// Of the signatures that it draws from.
+  [[nodiscard]] const QuantiserShape& shape() const { return shape_; }
+  /// ScoreRule::longest for the least probability.
+  [[nodiscard]] std::int16_t longest() const { return longest_; }
 
   /// Error: an index of other signatures than this was made for.
   template <class Q>
@@ -239,25 +272,11 @@ class SignatureSampler {
         const std::int16_t* scores = scratch_.scores + g * n;
         const std::int16_t largest = Ops::largest_score(scores, tokens);
         const std::uint64_t sum = Ops::expected(scores, tokens, {.tau = largest, .longest = 255});
-        scratch_.offsets[g] = static_cast<std::int16_t>(largest + log2_of(sum) - kLogCertain);
+        scratch_.offsets[g] =
+            static_cast<std::int16_t>(largest + log2_of(sum) - ScoreRule::kLogCertain);
       }
       combine({scratch_.scores, n}, tokens, scratch_.pilot);
     }
-
-    // 16 log2 of a number, at least 1, to the nearest.
-    static int log2_of(std::uint64_t x) {
-      // 2^(1/32), 2^(3/32) ... in units of 2^-31.
-      static constexpr std::uint32_t kBounds[16] = {
-          2194507417U, 2291666561U, 2393127307U, 2499080105U, 2609723834U, 2725266179U,
-          2845924021U, 2971923842U, 3103502151U, 3240905930U, 3384393094U, 3534232978U,
-          3690706840U, 3854108391U, 4024744348U, 4202935003U};
-      const int exponent = static_cast<int>(std::bit_width(x)) - 1;
-      const std::uint64_t mantissa = exponent > 31 ? x >> (exponent - 31) : x << (31 - exponent);
-      int steps = 16 * exponent;
-      for (const std::uint32_t bound : kBounds) steps += mantissa >= bound ? 1 : 0;
-      return steps;
-    }
-    static constexpr int kLogCertain = 16 * 16;
 
     // certain_from and tau for which the pilot has its share of the budget.
     void choose_rule(TokenId budget) {
@@ -266,42 +285,20 @@ class SignatureSampler {
       const std::uint64_t target =
           static_cast<std::uint64_t>(budget) * static_cast<std::uint64_t>(pilot_tokens()) *
           ScoreRule::kCertain / static_cast<std::uint64_t>(input_.present());
+      const int largest = Ops::largest_score(pilot, n);
       const double certain = sampler_.config_.certain;
       if (certain > 0.0) {
         const auto first = static_cast<std::uint64_t>(certain * static_cast<double>(target));
-        rule_.certain_from =
-            threshold(first, [=](std::int16_t least) { return count_from<Ops>(pilot, n, least); });
+        rule_.certain_from = score_threshold(largest, n, first, [=](std::int16_t least) {
+          return count_from<Ops>(pilot, n, least);
+        });
       }
-      rule_.tau = threshold(target, [=, from = rule_.certain_from](std::int16_t tau) {
-        return Selection::template expected<Ops>(pilot, n, {.tau = tau, .certain_from = from});
-      });
+      rule_.tau =
+          score_threshold(largest, n, target, [=, from = rule_.certain_from](std::int16_t tau) {
+            return Selection::template expected<Ops>(pilot, n, {.tau = tau, .certain_from = from});
+          });
       rule_.longest = sampler_.longest_;
     }
-
-    // The score from which on rows(score) of the pilot are `target`, to the nearest step. The first
-    // rounds move it by what would be right if no more tokens became certain, which takes three or
-    // four; where most are, halving the bounds is faster.
-    template <class Rows>
-    [[nodiscard]] std::int16_t threshold(std::uint64_t target, const Rows& rows_from) const {
-      const int n = pilots_ * kSignatureBlock;
-      const int wanted = log2_of(target > 0 ? target : 1);
-      int tau = Ops::largest_score(scratch_.pilot, n);
-      int low = -32767;      // everything is certain
-      int high = tau + 257;  // every probability is 2^-16
-      std::uint64_t above = static_cast<std::uint64_t>(n) * ScoreRule::kCertain;
-      std::uint64_t below = 0;
-      for (int round = 0; high - low > 1; ++round) {
-        const std::uint64_t rows = rows_from(static_cast<std::int16_t>(tau));
-        const bool enough = rows >= target;
-        (enough ? low : high) = tau;
-        (enough ? above : below) = rows;
-        const int step = log2_of(rows) - wanted;
-        tau += step != 0 ? step : enough ? 1 : -1;
-        if (round >= kQuickRounds || tau <= low || tau >= high) tau = low + (high - low) / 2;
-      }
-      return static_cast<std::int16_t>(above - target <= target - below ? low : high);
-    }
-    static constexpr int kQuickRounds = 6;
 
     // Blocks of one segment.
     struct Strip {
@@ -345,7 +342,7 @@ class SignatureSampler {
       for (int g = 0; g < input_.queries.count; ++g) {
         std::int16_t* end =
             rows.data + g * rows.stride + std::int64_t{strip.count} * kSignatureBlock;
-        for (TokenId i = 1; i <= missing; ++i) end[-i] = kNoScore;
+        for (TokenId i = 1; i <= missing; ++i) end[-i] = ScoreRule::kNoScore;
       }
     }
 
@@ -356,7 +353,7 @@ class SignatureSampler {
       for (int i = 0; i < strip.count * kSignatureBlock; i += 64) {
         for (std::uint64_t bits = input_.gone.bits(first + i); bits != 0; bits &= bits - 1) {
           std::int16_t* score = rows.data + i + std::countr_zero(bits);
-          for (int r = 0; r < count; ++r) score[r * rows.stride] = kNoScore;
+          for (int r = 0; r < count; ++r) score[r * rows.stride] = ScoreRule::kNoScore;
         }
       }
     }
@@ -406,9 +403,6 @@ class SignatureSampler {
       }
       return count;
     }
-
-    // Below every score; of what is gone and of what is behind the last token.
-    static constexpr std::int16_t kNoScore = -16384;
 
     const SignatureSampler& sampler_;
     const DrawInput<Source, Signatures<Q>>& input_;
