@@ -79,86 +79,97 @@ def magic_number(key, value):
 
 
 def single_needle(rng, haystack, tokens):
-    """Four needles, each of another kind."""
-    name, keeper = rng.sample(NAMES, 2)
-    city, key = rng.choice(CITIES), keys_of(rng, 1)[0]
-    platform, locker = digits(rng, 4), digits(rng, 6)
-    word = rng.choice(NOUNS) + rng.choice(NOUNS)
-    facts = [
-        magic_number(key, digits(rng, 7)),
-        (f"The secret password of {name} is: {word}.", item(f"What is the secret password of {name} mentioned in the provided text?", f"The secret password of {name} is:", [word], 10)),
-        (f"The train to {city} leaves from platform number: {platform}.", item(f"From which platform does the train to {city} leave, as mentioned in the provided text?", f"The train to {city} leaves from platform number:", [platform], 8)),
-        (f"The locker of {keeper} opens with the code: {locker}.", item(f"With which code does the locker of {keeper} open, as mentioned in the provided text?", f"The locker of {keeper} opens with the code:", [locker], 10)),
-    ]
+    """Needles of four kinds, two of each."""
+    names, cities = rng.sample(NAMES, 4), rng.sample(CITIES, 2)
+    facts = [magic_number(key, digits(rng, 7)) for key in keys_of(rng, 2)]
+    for name, keeper, city in zip(names[:2], names[2:], cities):
+        word, platform, locker = rng.choice(NOUNS) + rng.choice(NOUNS), digits(rng, 4), digits(rng, 6)
+        facts += [
+            (f"The secret password of {name} is: {word}.", item(f"What is the secret password of {name} mentioned in the provided text?", f"The secret password of {name} is:", [word], 10)),
+            (f"The train to {city} leaves from platform number: {platform}.", item(f"From which platform does the train to {city} leave, as mentioned in the provided text?", f"The train to {city} leaves from platform number:", [platform], 8)),
+            (f"The locker of {keeper} opens with the code: {locker}.", item(f"With which code does the locker of {keeper} open, as mentioned in the provided text?", f"The locker of {keeper} opens with the code:", [locker], 10)),
+        ]
     rng.shuffle(facts)
     return INTRODUCTION + haystack.around(rng, [fact for fact, _ in facts], tokens), [asked for _, asked in facts]
 
 
 def multi_key_needle(rng, haystack, tokens):
     """Many needles of one kind, of which some are asked for."""
-    facts = [magic_number(key, digits(rng, 7)) for key in keys_of(rng, max(6, tokens // 512))]
-    asked = [question for _, question in rng.sample(facts, 5)]
+    facts = [magic_number(key, digits(rng, 7)) for key in keys_of(rng, max(8, tokens // 512))]
+    asked = [question for _, question in rng.sample(facts, 8)]
     return INTRODUCTION + haystack.around(rng, [fact for fact, _ in facts], tokens), asked
 
 
 def variable_tracking(rng, haystack, tokens):
-    """Assignments X = number and Y = X; the numbers of some variables are asked for, directly and by the other one."""
+    """A chain of five variables, each assigned to the next; all of them are asked for, in several ways."""
     names = set()
-    while len(names) < 10:
+    while len(names) < 5:
         names.add("".join(rng.choice("ABCDEFGHKLMNPRSTUVWXYZ") for _ in range(3)))
     names = sorted(names)
     rng.shuffle(names)
-    sentences, items = [], []
-    for first, second in zip(names[::2], names[1::2]):
-        value = digits(rng, 5)
-        sentences += [f"VAR {first} = {value}.", f"VAR {second} = VAR {first}."]
-        for name in (first, second):
-            question = f"What is the value of VAR {name} in the text above?"
-            items.append(item(question, f"VAR {name} =", [value], 24))
-    introduction = "Memorize and track the variable assignments hidden in the following text.\n"
-    return introduction + haystack.around(rng, sentences, tokens), rng.sample(items, 4)
-
-
-def most_frequent(rng, tokens, count_tokens, draw, introduction):
-    """A list of words that draw() gives; the three most frequent ones are asked for, in several ways."""
-    words, size = [], 0
-    while size < tokens:
-        words.append(draw())
-        size += count_tokens(f" {words[-1]},")
-    frequent = [word for word, _ in collections.Counter(words).most_common(3)]
+    value = digits(rng, 5)
+    sentences = [f"VAR {names[0]} = {value}."] + [f"VAR {to} = VAR {of}." for of, to in zip(names, names[1:])]
     asked = [
-        ("What are the most common words in the above list?", "The most common words in the above list are:"),
-        ("Which words stand most often in the list?", "The words that stand most often in the list are:"),
-        ("Name the three most frequent words of the list.", "The three most frequent words of the list are:"),
-        ("Which word appears most often in the above list?", 'The word that appears most often in the above list is "'),
+        (f"Find all variables that are assigned the value {value} in the text above.", f"According to the chain of variable assignments in the text above, 5 variables are assigned the value {value}, they are: VAR"),
+        (f"Which variables have the value {value}?", f"The variables that have the value {value} are: VAR"),
+        ("List all variable assignments of the text.", "The variable assignments in the text are: VAR"),
+        ("Which variables does the text name?", "The text names these variables: VAR"),
+        ("Repeat the chain of variable assignments.", "The chain of variable assignments is: VAR"),
+        ("Which variables are equal to each other?", "The variables that are equal to each other are: VAR"),
     ]
-    items = [item(question, prefix, frequent, 24) for question, prefix in asked]
-    return introduction + ", ".join(words), items
+    introduction = "Memorize and track the chain of variable assignments hidden in the following text.\n"
+    return introduction + haystack.around(rng, sentences, tokens), [item(question, prefix, names, 32) for question, prefix in asked]
 
 
 def common_words(rng, haystack, tokens):
-    """A list of which a half is three words, and the other half words that stand there once."""
-    common = rng.sample(haystack.words, 3)
+    """A list of which a half is two words, and the other half words that stand there once; the two are asked for."""
+    common = rng.sample(haystack.words, 2)
     rare = [word for word in haystack.words if word not in common]
     rng.shuffle(rare)
+    words, size = [], 0
+    while size < tokens:
+        words.append(rng.choice(common) if rng.random() < 0.5 else rare.pop())
+        size += haystack.count_tokens(f" {words[-1]},")
     introduction = "Below is a list of words. Some words appear more often than others. Memorize the ones that appear most often.\n"
-    return most_frequent(rng, tokens, haystack.count_tokens, lambda: rng.choice(common) if rng.random() < 0.5 else rare.pop(), introduction)
+    asked = [
+        ("What are the most common words in the above list?", "The most common words in the above list are:"),
+        ("Which words stand most often in the list?", "The words that stand most often in the list are:"),
+        ("Name the two most frequent words of the list.", "The two most frequent words of the list are:"),
+        ("Which words stand again and again in the list?", "The words that stand again and again in the list are:"),
+        ("Which words of the list are repeated most often?", "Words of the list that are repeated most often: 1."),
+        ("Which word appears most often in the above list?", 'The word that appears most often in the above list is "'),
+    ]
+    return introduction + ", ".join(words), [item(question, prefix, common, 24) for question, prefix in asked]
 
 
 def frequent_words(rng, haystack, tokens):
-    """A list of words whose frequencies fall as rank^-1.5."""
-    words = rng.sample(haystack.words, 40)
-    weights = [(rank + 1) ** -1.5 for rank in range(len(words))]
-    introduction = "Read the following list of words and track the frequency of each word.\n"
-    return most_frequent(rng, tokens, haystack.count_tokens, lambda: rng.choices(words, weights)[0], introduction)
+    """Facts of six kinds that are told with several words, whose frequencies fall as rank^-1.5; each fact's most frequent one is
+    asked for."""
+    names, cities, key = rng.sample(NAMES, 3), rng.sample(CITIES, 2), keys_of(rng, 1)[0]
+    facts = [
+        (f"The secret password of {names[0]} is", f"What is the secret password of {names[0]}"),
+        (f"The train to {cities[0]} carries", f"What does the train to {cities[0]} carry"),
+        (f"The locker of {names[1]} opens with the word", f"With which word does the locker of {names[1]} open"),
+        (f"The special magic word for {key} is", f"What is the special magic word for {key}"),
+        (f"On the flag of {cities[1]} there is", f"What is there on the flag of {cities[1]}"),
+        (f"For breakfast {names[2]} has bought", f"What has {names[2]} bought for breakfast"),
+    ]
+    counts = [8, 3, 2, 1, 1]  # 8 rank^-1.5
+    sentences, items = [], []
+    for fact, question in facts:
+        words = rng.sample(NOUNS, len(counts))
+        sentences += [f"{fact}: {word}." for word, count in zip(words, counts) for _ in range(count)]
+        items.append(item(f"{question}, as mentioned most often in the provided text?", f"{fact}:", [words[0]], 8))
+    rng.shuffle(sentences)
+    return INTRODUCTION + haystack.around(rng, sentences, tokens), items
 
 
 TASKS = {
-    "single needle": (single_needle, 4),
-    "multi-key needle": (multi_key_needle, 5),
-    "variable tracking": (variable_tracking, 4),
-    "common words": (common_words, 4),
-    "frequent words": (frequent_words, 4),
+    "single needle": single_needle,
+    "multi-key needle": multi_key_needle,
+    "variable tracking": variable_tracking,
+    "common words": common_words,
+    "frequent words": frequent_words,
 }
 
 
@@ -178,9 +189,9 @@ def make(arguments):
         {word for book in haystack.books for verse in book for word in re.findall(r"\b[a-z]{4,8}\b", verse)}
     )
     prompts = []
-    for name, (build, per_context) in TASKS.items():
-        for length in arguments.lengths:
-            for number in range(math.ceil(arguments.instances / per_context / len(arguments.lengths))):
+    for name, build in TASKS.items():
+        for length, count in arguments.contexts.items():
+            for number in range(count):
                 identity = f"{name} {length} {number}"
                 rng = random.Random(f"{arguments.seed} {identity}")
                 context, items = build(rng, haystack, length - 160)
@@ -188,7 +199,7 @@ def make(arguments):
     # In an order that has something of everything early.
     random.Random(arguments.seed).shuffle(prompts)
     prose = []
-    for length in arguments.lengths:
+    for length in arguments.contexts:
         for span in PROSE[: arguments.prose]:
             # The last token of the context is read again by each method, and what follows it is scored.
             tokens = model.tokenize("\n".join(verses(span)).encode(), add_bos=False, special=False)
@@ -264,14 +275,18 @@ def table(arguments):
         print(f"\nAnswers per method: {counts}; differences from {arguments.reference}, paired, 95 % intervals over contexts")
 
 
+def lengths_of(text):
+    pairs = (pair.split(":") for pair in text.split(","))
+    return {int(length): int(count) for length, count in pairs}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     maker = commands.add_parser("make")
     maker.add_argument("--model", required=True)
     maker.add_argument("--output", required=True, help="folder")
-    maker.add_argument("--lengths", type=lambda text: [int(x) for x in text.split(",")], default=[4096, 8192])
-    maker.add_argument("--instances", type=int, default=100, help="questions of each task, over all lengths")
+    maker.add_argument("--contexts", type=lengths_of, default="4096:14,8192:4", help="LENGTH:COUNT of each task, in tokens; more with commas")
     maker.add_argument("--prose", type=int, default=4, help="books whose continuation is scored, of each length")
     maker.add_argument("--seed", type=int, default=1)
     maker.set_defaults(run=make)
