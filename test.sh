@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # test.sh [PRESET...]: installs what is missing, builds with warnings as errors, runs all tests.
-# Presets: release, asan (both by default; asan is compiled by clang++, without exceptions), dev, tsan, arm64 (in QEMU).
+# Presets: release, asan (both by default; asan is compiled by clang++, without exceptions), dev, tsan, arm64 (in QEMU), cuda.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -49,3 +49,14 @@ function(magicpig_add_component name)
   magicpig_set_headers(${target} ${headers})
   target_link_libraries(${target} INTERFACE magicpig ${arg_DEPENDS})
 endfunction()
+
+# magicpig_add_cuda(): the target magicpig::cuda. Its kernels call constexpr functions of the core, for which nvcc wants a
+# flag; it is the one that a target of this project brings along.
+function(magicpig_add_cuda)
+  find_package(CUDAToolkit REQUIRED)
+  magicpig_add_component(cuda HEADERS cuda/ DEPENDS CUDA::cudart)
+  # These headers are CUDA, which this check does not compile: tests/cuda has one of its own.
+  set_target_properties(magicpig_cuda PROPERTIES VERIFY_INTERFACE_HEADER_SETS OFF)
+  target_compile_options(magicpig_cuda INTERFACE
+    $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:--expt-relaxed-constexpr>)
+endfunction()
