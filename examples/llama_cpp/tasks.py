@@ -231,9 +231,19 @@ def interval(rng, groups):
     return mean, means[50], means[1949]
 
 
+def answered_by_all(lines, methods):
+    """Those of the methods, on prompts that each of them has answered."""
+    lines = [line for line in lines if line["method"] in methods]
+    having = collections.defaultdict(set)
+    for line in lines:
+        having[line["prompt"]].add(line["method"])
+    return [line for line in lines if len(having[line["prompt"]]) == len(methods)]
+
+
 def table(arguments):
     lines = [json.loads(line) for path in arguments.results for line in open(path)]
-    methods = list(dict.fromkeys(line["method"] for line in lines))
+    methods = arguments.methods or list(dict.fromkeys(line["method"] for line in lines))
+    lines = answered_by_all(lines, methods)
     tasks = [task for task in TASKS if any(line["task"] == task for line in lines)]
     rng = random.Random(1)
     scores = collections.defaultdict(dict)  # task -> method -> prompt -> [scores]
@@ -272,7 +282,8 @@ def table(arguments):
         print(f"| {method} | {read} | " + " | ".join(cells) + " |")
     counts = {task: sum(len(v) for v in scores[task].get(arguments.reference, {}).values()) for task in tasks}
     if counts:
-        print(f"\nAnswers per method: {counts}; differences from {arguments.reference}, paired, 95 % intervals over contexts")
+        contexts = len({line["prompt"] for line in lines})
+        print(f"\n{contexts} contexts, {sum(counts.values())} answers per method: {counts}; differences from {arguments.reference}, paired, 95 % intervals over contexts")
 
 
 def lengths_of(text):
@@ -292,6 +303,7 @@ def main():
     maker.set_defaults(run=make)
     tabulator = commands.add_parser("table")
     tabulator.add_argument("results", nargs="+")
+    tabulator.add_argument("--methods", nargs="+", help="of all that were evaluated; prompts count that each of them has answered")
     tabulator.add_argument("--reference", default="exact")
     tabulator.set_defaults(run=table)
     arguments = parser.parse_args()
