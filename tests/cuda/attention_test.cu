@@ -189,16 +189,14 @@ struct HostStep {
   }
 };
 
-struct Tolerance {
-  double out = 2e-5;  // of outputs of about 1: sums of float in another order
-  double lse = 2e-5;
-};
+// Of outputs of about 1 and of their lse: sums of float in another order.
+constexpr double kTolerance = 2e-5;
 
 // All requests of a step against the host's. Request r has tokens[r], of which it indexes those
 // before ends[r].
 template <class T, class Out>
 void check_step(DeviceStep<T, Out>& step, const std::vector<std::int32_t>& tokens,
-                const std::vector<std::int32_t>& ends, const Tolerance& tolerance = {}) {
+                const std::vector<std::int32_t>& ends) {
   const auto out = step.out.get();
   const auto lse = step.lse.get();
   const auto words = step.drawn.get();
@@ -226,8 +224,8 @@ void check_step(DeviceStep<T, Out>& step, const std::vector<std::int32_t>& token
           std::abs(static_cast<double>(own) - static_cast<double>(host.states[h].lse));
       worst_lse = off <= worst_lse ? worst_lse : off;
     }
-    CHECK(worst <= tolerance.out);
-    CHECK(worst_lse <= tolerance.lse);
+    CHECK(worst <= kTolerance);
+    CHECK(worst_lse <= kTolerance);
   }
 }
 

@@ -28,6 +28,15 @@ inline void require(cudaError_t error) {
   REQUIRE(error == cudaSuccess);
 }
 
+/// What an array of the library's on the device holds.
+template <class T>
+std::vector<T> download(const T* from, std::size_t size) {
+  std::vector<T> to(size);
+  require(cudaDeviceSynchronize());
+  require(cudaMemcpy(to.data(), from, size * sizeof(T), cudaMemcpyDeviceToHost));
+  return to;
+}
+
 /// An array on the device.
 template <class T>
 class DeviceArray {
@@ -45,12 +54,7 @@ class DeviceArray {
     REQUIRE(from.size() == size_);
     require(cudaMemcpy(data_, from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
   }
-  [[nodiscard]] std::vector<T> get() const {
-    std::vector<T> to(size_);
-    require(cudaDeviceSynchronize());
-    require(cudaMemcpy(to.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return to;
-  }
+  [[nodiscard]] std::vector<T> get() const { return download(data_, size_); }
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] std::span<T> span() const { return {data_, size_}; }
 
@@ -58,15 +62,6 @@ class DeviceArray {
   T* data_ = nullptr;
   std::size_t size_;
 };
-
-/// What an array of the library's on the device holds.
-template <class T>
-std::vector<T> download(const T* from, std::size_t size) {
-  std::vector<T> to(size);
-  require(cudaDeviceSynchronize());
-  require(cudaMemcpy(to.data(), from, size * sizeof(T), cudaMemcpyDeviceToHost));
-  return to;
-}
 
 inline float rounded(float x, float) { return x; }
 inline bf16 rounded(float x, bf16) { return to_bf16(x); }
@@ -115,11 +110,8 @@ struct DeviceProblem {
             .value_dim = config.dim};
   }
 
-  /// Each request's tokens, in both memories.
-  void set_tokens(const std::vector<std::int32_t>& tokens) {
-    counts = tokens;
-    device_tokens.set(tokens);
-  }
+  /// How many tokens the cache of each request has.
+  void set_tokens(const std::vector<std::int32_t>& tokens) { device_tokens.set(tokens); }
   [[nodiscard]] cuda::KeyValues<T> device() const {
     return cuda::KeyValues<T>::head_major(device_keys.data(), device_values.data(), config.requests,
                                           config.kv_heads, config.capacity, config.dim,
@@ -172,7 +164,6 @@ struct DeviceProblem {
   std::vector<T> keys;     // [requests, kv_heads, capacity, dim]
   std::vector<T> values;   // likewise
   std::vector<T> queries;  // [requests, query_heads, dim]
-  std::vector<std::int32_t> counts;
   DeviceArray<T> device_keys;
   DeviceArray<T> device_values;
   DeviceArray<T> device_queries;

@@ -2,7 +2,11 @@
 // What the host computes for the device: sizes, places, splits, and which arguments are refused.
 #include <doctest/doctest.h>
 
+#include <array>
+#include <cmath>
 #include <cstdint>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "magicpig/attention.hpp"

@@ -104,11 +104,9 @@ struct DecodeScratch {
   [[nodiscard]] static DecodeScratch carve(Arena& arena, const DecodePlan& plan,
                                            const SignatureView& index) {
     const int group = plan.query_heads / index.kv_heads;
-    const auto heads =
-        static_cast<std::size_t>(index.requests) * static_cast<std::size_t>(index.kv_heads);
     return {.codes = QueryCodes::carve(arena, index, group),
             .pilot = Pilot::carve(arena, index, group),
-            .splits = SplitSums::carve(arena, heads, plan.splits, group, index.dim)};
+            .splits = SplitSums::carve(arena, index.heads(), plan.splits, group, index.dim)};
   }
 };
 
@@ -158,8 +156,8 @@ __device__ void draw_block(const BlockToScore& block, RoundShared& round, int pl
   const TokenSums<kWords> sums = sum_codes<kWords>(block);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    int own = 2 * (lane % 16) + lane / 16 + 32 * k;
-    const int share = own < there ? share_of(block, own) : 0;
+    const int summed = summed_token(lane, k);
+    const int share = summed < there ? share_of(block, summed) : 0;
     int score = 0;
 #pragma unroll
     for (int g = 0; g < 4 * kWords; ++g) {
@@ -168,8 +166,8 @@ __device__ void draw_block(const BlockToScore& block, RoundShared& round, int pl
       score = g == 0 ? of_head : combine(score, of_head);
     }
     // From the order of sum_codes() to that of tokens.
-    score = static_cast<std::int16_t>(__shfl_sync(kAllLanes, score, lane / 2 + 16 * (lane % 2)));
-    own = lane + 32 * k;
+    score = static_cast<std::int16_t>(__shfl_sync(kAllLanes, score, summing_lane(lane)));
+    const int own = lane + 32 * k;
     const std::uint32_t units =
         ScoreRule::units(round.rule.rule.gap(static_cast<std::int16_t>(score)));
     const bool is_drawn = own < there && noise_of(noise, first, first + own) < units;
@@ -350,13 +348,12 @@ __global__ void merge_kernel(SplitSums from, int kv_heads, int group, int splits
 
 /// Errors: heads that do not divide, more than kMaxGroup query heads per KV head, a dimension other
 /// than 64, 96, 128 and 256, no sampler or one of other signatures, splits outside [1, 65,535], a
-/// scale that is not finite; null pointers; what KeyValues::check() says; a cache of other
-/// requests, heads or dimensions than the index.
+/// scale that is not finite; null pointers; what Signatures::check() says.
 template <class T, class Out>
 [[nodiscard]] Status validate(const DecodePlan& plan, const Signatures& index,
                               const DecodeBatch<T, Out>& batch) noexcept {
   const SignatureView& view = index.view();
-  const Status status = batch.key_values.check();
+  const Status status = index.check(batch.key_values);
   if (!status.ok()) return status;
   if (plan.query_heads < 1 || plan.query_heads % view.kv_heads != 0 ||
       plan.query_heads / view.kv_heads > kMaxGroup) {
@@ -367,14 +364,6 @@ template <class T, class Out>
   if (view.dim != 64 && view.dim != 96 && view.dim != 128 && view.dim != 256) {
     return Status::error(ErrorCode::kInvalidArgument,
                          "head_dim %d must be 64, 96, 128 or 256 on the device", view.dim);
-  }
-  if (batch.key_values.requests != view.requests || batch.key_values.kv_heads != view.kv_heads ||
-      batch.key_values.dim != view.dim) {
-    return Status::error(ErrorCode::kShapeMismatch,
-                         "a cache of %d requests, %d KV heads, %d dimensions; the index is for %d, "
-                         "%d and %d",
-                         batch.key_values.requests, batch.key_values.kv_heads, batch.key_values.dim,
-                         view.requests, view.kv_heads, view.dim);
   }
   if (plan.sampler == nullptr) {
     return Status::error(ErrorCode::kInvalidArgument, "the plan has no sampler");

@@ -68,11 +68,9 @@ struct Pilot {
   DrawRule* rules = nullptr;       // [requests, kv_heads]
 
   [[nodiscard]] static Pilot carve(Arena& arena, const SignatureView& index, int group) {
-    const auto heads =
-        static_cast<std::size_t>(index.requests) * static_cast<std::size_t>(index.kv_heads);
-    return {
-        .scores = arena.take<std::int16_t>(heads * static_cast<std::size_t>(group) * kPilotTokens),
-        .rules = arena.take<DrawRule>(heads)};
+    return {.scores = arena.take<std::int16_t>(index.heads() * static_cast<std::size_t>(group) *
+                                               kPilotTokens),
+            .rules = arena.take<DrawRule>(index.heads())};
   }
 };
 
@@ -139,7 +137,7 @@ __global__ void __launch_bounds__(kPilotThreads)
   std::int16_t* to = pilot.scores + head * input.group * kPilotTokens + number * kSignatureBlock;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const int token = 2 * (lane % 16) + lane / 16 + 32 * k;
+    const int token = summed_token(lane, k);
     const bool there = at * kSignatureBlock + token < count;
     const int share = there ? share_of(block, token) : 0;
 #pragma unroll

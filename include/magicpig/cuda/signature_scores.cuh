@@ -43,10 +43,8 @@ struct QueryCodes {
   GroupScales* scales = nullptr;    // [requests, kv_heads]
 
   [[nodiscard]] static QueryCodes carve(Arena& arena, const SignatureView& index, int group) {
-    const auto heads =
-        static_cast<std::size_t>(index.requests) * static_cast<std::size_t>(index.kv_heads);
-    return {.tables = arena.take<std::uint32_t>(heads * table_words(index.rows, group)),
-            .scales = arena.take<GroupScales>(heads)};
+    return {.tables = arena.take<std::uint32_t>(index.heads() * table_words(index.rows, group)),
+            .scales = arena.take<GroupScales>(index.heads())};
   }
   [[nodiscard]] static std::size_t table_words(int rows, int group) {
     return static_cast<std::size_t>(rows) * 16 * static_cast<std::size_t>(words_of(group));
@@ -176,11 +174,19 @@ struct TokenSums {
   }
 };
 
+/// Which tokens of a block a lane has after sum_codes().
+[[nodiscard]] __device__ constexpr int summed_token(int lane, int k) {
+  return 2 * (lane % 16) + lane / 16 + 32 * k;
+}
+/// The lane that has tokens `token` + 32 k, `token` in [0, 32).
+[[nodiscard]] __device__ constexpr int summing_lane(int token) {
+  return token / 2 + 16 * (token % 2);
+}
+
 /// Adds up partial sums of the tokens of a block, a warp to a block. Each half of the warp takes
 /// every other eight rows, whose bytes cannot overflow, and each lane of it eight tokens; then the
-/// halves exchange what each has for the other's tokens. Lane l ends with tokens 2 (l % 16) + l /
-/// 16
-/// + 32 k, k in [0, 4).
+/// halves exchange what each has for the other's tokens. Lane l ends with tokens summed_token(l,
+/// k), k in [0, 4).
 template <int kWords>
 __device__ __forceinline__ TokenSums<kWords> sum_codes(const BlockToScore& block) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

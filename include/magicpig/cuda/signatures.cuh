@@ -44,6 +44,10 @@ struct SignatureView {
   [[nodiscard]] __host__ __device__ int segments() const {
     return (blocks + kSegmentBlocks - 1) / kSegmentBlocks;
   }
+  /// KV heads of all requests.
+  [[nodiscard]] std::size_t heads() const {
+    return static_cast<std::size_t>(requests) * static_cast<std::size_t>(kv_heads);
+  }
   __device__ std::int64_t head(int request, int kv_head) const {
     return std::int64_t{request} * kv_heads + kv_head;
   }
@@ -306,8 +310,8 @@ class Signatures {
     const Status status = status_of(
         cudaMemsetAsync(view_.counts, 0, requests * sizeof(std::int32_t), stream), "clear counts");
     if (!status.ok()) return status;
-    const std::size_t largest = requests * static_cast<std::size_t>(view_.kv_heads) *
-                                static_cast<std::size_t>(view_.segments()) * sizeof(std::uint32_t);
+    const std::size_t largest =
+        view_.heads() * static_cast<std::size_t>(view_.segments()) * sizeof(std::uint32_t);
     return status_of(cudaMemsetAsync(view_.largest, 0, largest, stream), "clear factors");
   }
 
@@ -361,6 +365,22 @@ class Signatures {
                        : status;
   }
 
+  /// Errors: as KeyValues::check(), other requests, heads or dimensions than these are for.
+  template <class T>
+  [[nodiscard]] Status check(const KeyValues<T>& from) const noexcept {
+    const Status status = from.check();
+    if (!status.ok()) return status;
+    if (from.requests == view_.requests && from.kv_heads == view_.kv_heads &&
+        from.dim == view_.dim) {
+      return Status();
+    }
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "keys of %d requests, %d KV heads, %d dimensions; the signatures are for "
+                         "%d, %d and %d",
+                         from.requests, from.kv_heads, from.dim, view_.requests, view_.kv_heads,
+                         view_.dim);
+  }
+
   [[nodiscard]] const SignatureView& view() const { return view_; }
   [[nodiscard]] const RotationParameters& rotation() const { return rotation_; }
   [[nodiscard]] const QuantiserShape& shape() const { return shape_; }
@@ -379,8 +399,7 @@ class Signatures {
                        .rows = shape.rows,
                        .blocks = blocks,
                        .first = config.first};
-    const std::size_t heads =
-        static_cast<std::size_t>(config.requests) * static_cast<std::size_t>(config.kv_heads);
+    const std::size_t heads = view.heads();
     const std::size_t all_blocks = heads * static_cast<std::size_t>(blocks);
     view.codes = arena.take<std::uint32_t>(all_blocks * static_cast<std::size_t>(shape.rows) * 16);
     view.factors = arena.take<bf16>(all_blocks * kSignatureBlock);
@@ -388,21 +407,6 @@ class Signatures {
     view.centres = arena.take<float>(heads * static_cast<std::size_t>(shape.dim));
     view.counts = arena.take<std::int32_t>(static_cast<std::size_t>(config.requests));
     return view;
-  }
-
-  template <class T>
-  [[nodiscard]] Status check(const KeyValues<T>& from) const noexcept {
-    const Status status = from.check();
-    if (!status.ok()) return status;
-    if (from.requests == view_.requests && from.kv_heads == view_.kv_heads &&
-        from.dim == view_.dim) {
-      return Status();
-    }
-    return Status::error(ErrorCode::kShapeMismatch,
-                         "keys of %d requests, %d KV heads, %d dimensions; the signatures are for "
-                         "%d, %d and %d",
-                         from.requests, from.kv_heads, from.dim, view_.requests, view_.kv_heads,
-                         view_.dim);
   }
 
   [[nodiscard]] Grid per_request() const {
