@@ -8,6 +8,7 @@
 //               hash/cross_polytope.hpp
 //               hash/scalar_quantiser.hpp, product_quantiser.hpp   codes, random or trained
 //   index       index/bucket_tables.hpp                            keys of a layer, by their hashes
+//               index/hashed_keys.hpp                              that were made elsewhere
 //               index/signatures.hpp                               or by the codes of a quantiser
 //   candidates  sample/collision.hpp                               tokens with their probabilities
 //               sample/systematic.hpp, poisson.hpp, top_scores.hpp
@@ -54,6 +55,7 @@
 #include "magicpig/hash/scalar_quantiser.hpp"
 #include "magicpig/hash/simhash.hpp"
 #include "magicpig/index/bucket_tables.hpp"
+#include "magicpig/index/index.hpp"
 #include "magicpig/index/signatures.hpp"
 #include "magicpig/request.hpp"
 #include "magicpig/sample/collision.hpp"
@@ -118,6 +120,18 @@ template <class Plan, class RequestType>
           .query_position = numbered ? own : request.positions[static_cast<std::size_t>(own)]};
 }
 
+/// Codes of a KV head's query heads, the first of them number `first_head` of all heads of all
+/// rows; null where the request has none.
+template <class RequestType>
+[[nodiscard]] const Code* group_codes(const RequestType& request, std::int64_t first_head) {
+  if constexpr (TableIndex<typename RequestType::Index>) {
+    if (!request.query_codes.empty()) {
+      return request.query_codes.data() + first_head * request.index->family().tables();
+    }
+  }
+  return nullptr;
+}
+
 /// The algorithm, for one KV head of one query row and one part of its exact tokens: sink, local
 /// and not yet indexed tokens are exact, the others are drawn, with the first part; all of them
 /// meet in one softmax. Tokens that are gone for the query are in neither.
@@ -153,7 +167,8 @@ void decode_head(const Plan& plan, const RequestType& request, const DecodeTask&
                   .step = request.step + static_cast<std::uint32_t>(at.row),
                   .layer = plan.layer},
         .report = !request.reports.empty(),
-        .gone = gone};
+        .gone = gone,
+        .query_codes = group_codes(request, first_head)};
     if (plan.promise.asked()) {
       if constexpr (verifiable<typename Plan::Sampler>()) {
         keep_promise<Ops>(plan, input, scratch, attend, totals, exact.sampled,

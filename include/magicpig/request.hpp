@@ -19,6 +19,7 @@
 #include "magicpig/estimate/estimator.hpp"
 #include "magicpig/estimate/promise.hpp"
 #include "magicpig/estimate/report.hpp"
+#include "magicpig/hash/family.hpp"
 #include "magicpig/index/index.hpp"
 #include "magicpig/sample/sampler.hpp"
 #include "magicpig/version.hpp"
@@ -78,6 +79,9 @@ struct Request {
   /// Of tokens, for ALiBi, where they are not their numbers: at least [tokens], or empty. A query
   /// row has the position of its own token.
   std::span<const std::int32_t> positions = {};
+  /// [query_rows, query_heads, L], the codes that the family of the index has for the queries, from
+  /// where they were hashed: samplers then do not. Or empty. Only with an index of hash tables.
+  std::span<const Code> query_codes = {};
 
   /// The tokens up to that of row `row` that lie in its window.
   [[nodiscard]] TokenRange visible(int row) const {
@@ -234,10 +238,40 @@ Status validate_rows(const RequestType& request, std::size_t number) noexcept {
   return Status();
 }
 
+/// The part of validate() that is about codes of queries, `heads` of all rows.
+template <class RequestType>
+Status validate_codes(const RequestType& request, std::size_t heads, std::size_t number) noexcept {
+  const std::span<const Code> codes = request.query_codes;
+  if (codes.empty()) return Status();
+  if constexpr (TableIndex<typename RequestType::Index>) {
+    if (request.index != nullptr) {
+      const auto tables = static_cast<std::size_t>(request.index->family().tables());
+      const int buckets = bucket_count(request.index->family().bits());
+      if (codes.size() != heads * tables) {
+        return Status::error(ErrorCode::kShapeMismatch,
+                             "request %zu: %zu query codes; %zu heads in %zu tables need %zu, or "
+                             "none",
+                             number, codes.size(), heads, tables, heads * tables);
+      }
+      for (std::size_t i = 0; i < codes.size(); ++i) {
+        if (codes[i] < buckets) continue;
+        return Status::error(ErrorCode::kInvalidArgument,
+                             "request %zu: the query of head %zu has code %d in table %zu, which "
+                             "has %d buckets",
+                             number, i / tables, codes[i], i % tables, buckets);
+      }
+      return Status();
+    }
+  }
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "request %zu: query codes are for an index of hash tables, and it has none",
+                       number);
+}
+
 /// Errors: anything null, sizes that disagree with the shape, query rows that are none or more than
 /// there are tokens, a window that begins below 0, an index that covers tokens which the
-/// cache does not hold or that the sampler cannot draw from, a query that is not finite. `number`
-/// is named in the messages.
+/// cache does not hold or that the sampler cannot draw from, a query that is not finite, query
+/// codes without an index of hash tables or beyond its buckets. `number` is named in the messages.
 template <class Plan, class RequestType>
 Status validate(const Plan& plan, const RequestType& request, std::size_t number) noexcept {
   const Shape& shape = plan.shape;
@@ -280,6 +314,8 @@ Status validate(const Plan& plan, const RequestType& request, std::size_t number
                            i / static_cast<std::size_t>(shape.head_dim));
     }
   }
+  const Status codes = validate_codes(request, heads, number);
+  if (!codes.ok()) return codes;
   const TokenRange sampled = indexed_range<Plan>(request);
   if (sampled.empty()) return Status();
   if (request.index->kv_heads() != shape.kv_heads || request.index->dim() != shape.head_dim) {

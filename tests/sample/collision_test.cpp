@@ -123,6 +123,47 @@ TEST_CASE("Collisions.report_the_probability_of_the_cosine_to_the_centred_key") 
   }
 }
 
+TEST_CASE("Collisions.draw_by_the_codes_that_are_given_instead_of_the_queries_own") {
+  const Tables tables;
+  const auto sampler = Collisions::create(*tables.family, {});
+  const auto source = tables.problem.source();
+  // KV head 1 with its own queries, and the codes of the other one's in the opposite order.
+  std::vector<Code> codes;
+  for (const int head : {2, 1, 0}) {
+    for (const Code code : tables.codes(tables.problem.query(head))) codes.push_back(code);
+  }
+  const DrawInput<StridedKeyValues<float>, BucketTables<SimHash>> input{
+      .key_values = source,
+      .index = *tables.index,
+      .kv_head = 1,
+      .queries = {.data = tables.problem.query(3), .count = 3, .dim = 16},
+      .noise = {},
+      .query_codes = codes.data()};
+  Arena counting;
+  (void)sampler->carve(counting, {.group = 3, .tokens = kRange.size()});
+  std::vector<std::byte> memory(counting.bytes_needed());
+  Arena arena{std::span<std::byte>(memory)};
+  auto scratch = sampler->carve(arena, {.group = 3, .tokens = kRange.size()});
+  const auto drawn = sampler->draw<ScalarOps>(input, scratch);
+  for (std::size_t g = 0; g < 3; ++g) {
+    std::vector<TokenId> expected;
+    for (TokenId token = kRange.begin; token < kRange.end; ++token) {
+      const auto key = tables.codes(tables.centred(1, token).data());
+      int collisions = 0;
+      for (std::size_t l = 0; l < key.size(); ++l) {
+        collisions += key[l] == codes[g * key.size() + l] ? 1 : 0;
+      }
+      if (collisions >= 2) expected.push_back(token);
+    }
+    std::vector<TokenId> own;
+    for (std::size_t i = 0; i < drawn.tokens.size(); ++i) {
+      if (((drawn.members[i] >> g) & 1U) != 0) own.push_back(drawn.tokens[i]);
+    }
+    CHECK_FALSE(expected.empty());
+    CHECK(own == expected);
+  }
+}
+
 TEST_CASE("Collisions.do_not_depend_on_the_noise_key") {
   const Tables tables;
   const auto sampler = Collisions::create(*tables.family, {});

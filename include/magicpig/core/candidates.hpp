@@ -162,6 +162,9 @@ struct DrawInput {
   int doublings = 0;  ///< a promise asks samplers that keep one for 2^doublings times their budget
   bool report = false;  ///< whether Candidates::groups and index_bytes are wanted
   TokenMask gone = {};  ///< tokens that are not to be drawn, nor counted as others
+  /// [group, L], codes of the queries in the tables of the index; null: they are still to be
+  /// hashed.
+  const Code* query_codes = nullptr;
 
   /// How many tokens there are to draw from.
   [[nodiscard]] TokenId present() const { return gone.present(index.indexed()); }

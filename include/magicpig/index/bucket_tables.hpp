@@ -23,6 +23,7 @@
 #include "magicpig/hash/family.hpp"
 #include "magicpig/index/centres.hpp"
 #include "magicpig/index/checks.hpp"
+#include "magicpig/index/hashed_keys.hpp"
 #include "magicpig/index/key_hasher.hpp"
 #include "magicpig/index/saved.hpp"
 #include "magicpig/index/segment.hpp"
@@ -111,7 +112,7 @@ class BucketTables {
   /// beyond a short cache: it says where append() is to start.
   template <class Backend, KeyValueSource Source>
   Status build(const Backend& backend, const Source& source, TokenRange range) noexcept {
-    return build_aside(backend, source, range, nullptr);
+    return build_from(backend, source, range, nullptr);
   }
 
   /// The same with given centres, such as another index's centres(). Errors: also as
@@ -120,7 +121,21 @@ class BucketTables {
   Status build(const Backend& backend, const Source& source, TokenRange range,
                const Centres& centres) noexcept {
     const Status status = check_centres(centres, centres_.size(), 0);
-    return status.ok() ? build_aside(backend, source, range, &centres) : status;
+    return status.ok() ? build_from(backend, source, range, &centres) : status;
+  }
+
+  /// The same from hashes made elsewhere and the centres that they were made with: the very index
+  /// that a build from the keys makes if it finds these codes and norms. Errors: as
+  /// check_hashed_keys() and check_centres(), memory; the index is then unchanged. An empty range
+  /// makes an empty index, whatever the rest.
+  template <class Backend>
+  Status build(const Backend& backend, const HashedKeys& keys) noexcept {
+    Status status = check_hashed_keys(backend, keys, kv_heads(), *family_);
+    const bool none = keys.tokens.empty();
+    if (status.ok() && !none) status = check_centres(keys.centres, centres_.size(), 0);
+    if (!status.ok()) return status;
+    return build_aside(keys.tokens.begin, none ? nullptr : &keys.centres,
+                       [&](BucketTables& fresh) { return fresh.extend(backend, keys); });
   }
 
   /// Takes over tokens [indexed().end, end) in multiples of seal_tokens; the rest stays exact until
@@ -143,6 +158,25 @@ class BucketTables {
     }
     if (end > range_.end) sealing_.reset();
     return extend(backend, source, end, range_.empty());
+  }
+
+  /// Takes over exactly these tokens, hashed elsewhere with centres(), at once: any number of them,
+  /// from indexed().end of an index with tokens on. A block under way is then begun anew by the
+  /// next call. An empty range changes nothing. Errors: as check_hashed_keys(), tokens that begin
+  /// elsewhere, an index without tokens (it has no centre: build() it), memory; nothing is changed
+  /// then.
+  template <class Backend>
+  Status append(const Backend& backend, const HashedKeys& keys) noexcept {
+    Status status = check_hashed_keys(backend, keys, kv_heads(), *family_);
+    if (!status.ok() || keys.tokens.empty()) return status;
+    if (range_.empty() || keys.tokens.begin != range_.end) {
+      return Status::error(ErrorCode::kInvalidArgument,
+                           "cannot append hashed keys [%d, %d) to an index of [%d, %d)",
+                           keys.tokens.begin, keys.tokens.end, range_.begin, range_.end);
+    }
+    status = extend(backend, keys);
+    if (status.ok()) sealing_.reset();
+    return status;
   }
 
   /// Forgets tokens from `end` on. An `end` at or beyond indexed().end changes nothing, but that a
@@ -440,20 +474,29 @@ class BucketTables {
 
   // build() with centres that are given, or with those of the tokens.
   template <class Backend, KeyValueSource Source>
-  Status build_aside(const Backend& backend, const Source& source, TokenRange range,
-                     const Centres* centres) noexcept {
-    Result<BucketTables> fresh = create(*family_, config_);
-    if (!fresh.ok()) return fresh.status();
+  Status build_from(const Backend& backend, const Source& source, TokenRange range,
+                    const Centres* centres) noexcept {
     Status status = check_range(range);
     if (status.ok()) {
       status = check_source(source, kv_heads(), dim(), range.empty() ? 0 : range.end);
     }
     if (!status.ok()) return status;
-    fresh->range_ = {.begin = range.begin, .end = range.begin};
+    return build_aside(range.begin, centres, [&](BucketTables& fresh) {
+      return fresh.extend(backend, source, range.end, centres == nullptr);
+    });
+  }
+
+  // Replaces the content by what `extend` makes of an empty index at token `begin` with `centres`,
+  // null for none.
+  template <class Extend>
+  Status build_aside(TokenId begin, const Centres* centres, const Extend& extend) noexcept {
+    Result<BucketTables> fresh = create(*family_, config_);
+    if (!fresh.ok()) return fresh.status();
+    fresh->range_ = {.begin = begin, .end = begin};
     if (centres != nullptr) {
       std::copy(centres->keys.begin(), centres->keys.end(), fresh->centres_.data());
     }
-    status = fresh->extend(backend, source, range.end, centres == nullptr);
+    const Status status = extend(*fresh);
     if (status.ok()) *this = std::move(*fresh);
     return status;
   }
@@ -476,6 +519,20 @@ class BucketTables {
     }
     if (make_centres) {
       change.hasher.make_centres(backend, keys, change.tokens, centres_.data());
+    }
+    const Status made = advance(backend, keys, change, INT64_MAX / kUnitTokens);
+    return made.ok() ? commit(change) : made;
+  }
+
+  // The same of keys that were hashed elsewhere, from range_.end on, and checked.
+  template <class Backend>
+  Status extend(const Backend& backend, const HashedKeys& keys) noexcept {
+    if (keys.tokens.empty()) return Status();
+    Change change(*family_, config_.kv_heads);
+    change.tokens = keys.tokens;
+    if (!prepare(change, backend.executor.workers())) {
+      return Status::error(ErrorCode::kOutOfMemory, "no memory to index %d tokens",
+                           keys.tokens.size());
     }
     const Status made = advance(backend, keys, change, INT64_MAX / kUnitTokens);
     return made.ok() ? commit(change) : made;
@@ -547,9 +604,9 @@ class BucketTables {
   }
 
   // Makes fresh segments of the change, of old tokens and then new ones, for up to `units` of work.
-  template <class Backend, KeyValueSource Source>
-  Status advance(const Backend& backend, KeyReader<Source>& keys, Change& change,
-                 std::int64_t units) noexcept {
+  // Keys: a KeyReader of keys that are to be hashed, or HashedKeys.
+  template <class Backend, class Keys>
+  Status advance(const Backend& backend, Keys& keys, Change& change, std::int64_t units) noexcept {
     const auto part_of = [&](int rest, std::int64_t most) {
       return most < rest ? static_cast<int>(most) : rest;
     };
@@ -610,6 +667,22 @@ class BucketTables {
       return Status::error(ErrorCode::kNonFinite, "the key of token %d, KV head %d is not finite",
                            token, kv_head);
     }
+    return Status();
+  }
+
+  // The same of keys that were hashed elsewhere: the tokens of the change.
+  template <class Backend>
+  Status hash(const Backend& backend, const HashedKeys& keys, Change& change, int kv_head,
+              TokenRange tokens, const Place& place) const noexcept {
+    const std::int64_t count = keys.tokens.size();
+    const TokenId first = tokens.begin - keys.tokens.begin;
+    std::copy_n(keys.norms + kv_head * count + first, tokens.size(),
+                norms_in(change, kv_head) + first);
+    const Code* codes = keys.codes + std::int64_t{kv_head} * family_->tables() * count + first;
+    backend.executor.parallel_for(family_->tables(), [&](int table, int) {
+      std::copy_n(codes + table * count, tokens.size(),
+                  change.codes.data() + place.first + std::int64_t{table} * place.stride);
+    });
     return Status();
   }
 

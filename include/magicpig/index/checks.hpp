@@ -103,28 +103,38 @@ struct KeyPlace {
   int kv_head = 0;
 };
 
+/// The first of the tokens, and of its KV heads, that find(kv_head, worker) returns on the
+/// backend's workers; a negative one is none.
+template <class Backend, class Find>
+[[nodiscard]] KeyPlace first_place(const Backend& backend, int kv_heads,
+                                   const Find& find) noexcept {
+  std::atomic<std::int64_t> first{INT64_MAX};  // (token, head)
+  backend.executor.parallel_for(kv_heads, [&](int h, int worker) {
+    const TokenId token = find(h, worker);
+    if (token < 0) return;
+    const std::int64_t here = (std::int64_t{token} << 24) | h;
+    for (std::int64_t seen = first.load(); here < seen && !first.compare_exchange_weak(seen, here);)
+      ;
+  });
+  if (first.load() == INT64_MAX) return {};
+  return {.token = static_cast<TokenId>(first.load() >> 24),
+          .kv_head = static_cast<int>(first.load() & ((1 << 24) - 1))};
+}
+
 /// The first of `tokens`, and of its KV heads, whose key has a coordinate that is not a number or
 /// beyond `limit` in magnitude.
 template <class Backend, KeyValueSource Source>
 [[nodiscard]] KeyPlace first_key_beyond(const Backend& backend, KeyReader<Source>& keys,
                                         TokenRange tokens, float limit) noexcept {
-  std::atomic<std::int64_t> first{INT64_MAX};  // (token, head)
-  backend.executor.parallel_for(keys.source().kv_heads(), [&](int h, int worker) {
+  return first_place(backend, keys.source().kv_heads(), [&](int h, int worker) {
     for (TokenId t = tokens.begin; t < tokens.end; ++t) {
       const auto* key = keys.row(h, t, worker);
       bool fits = true;
       for (int j = 0; j < keys.dim(); ++j) fits &= std::fabs(scalar_at(key, j)) <= limit;
-      if (fits) continue;
-      const std::int64_t here = (std::int64_t{t} << 24) | h;
-      for (std::int64_t seen = first.load();
-           here < seen && !first.compare_exchange_weak(seen, here);)
-        ;
-      return;
+      if (!fits) return t;
     }
+    return TokenId{-1};
   });
-  if (first.load() == INT64_MAX) return {};
-  return {.token = static_cast<TokenId>(first.load() >> 24),
-          .kv_head = static_cast<int>(first.load() & ((1 << 24) - 1))};
 }
 
 /// Error: a key that is not finite.

@@ -18,6 +18,14 @@ concept Index = requires(const I& index) {
   { index.dim() } -> std::convertible_to<int>;
 };
 
+/// An index of hash tables, in which a query is looked up by L codes of K bits.
+template <class I>
+concept TableIndex = Index<I> && requires(const I& index) {
+  { index.family().bits() } -> std::convertible_to<int>;
+  { index.family().tables() } -> std::convertible_to<int>;
+  index.segment(0, 0).bucket(0, Code{});
+};
+
 /// An index of nothing but a range: for samplers that need no hashes, such as Uniform.
 class RangeIndex {
  public:

@@ -155,16 +155,19 @@ class Collisions {
       const DrawInput<Source, BucketTables<Family>>& input, Scratch& scratch) const {
     const BucketTables<Family>& index = input.index;
     const QueryGroup& queries = input.queries;
-    index.family().template hash<Ops>(queries.data, queries.count, scratch.codes,
-                                      scratch.projections);
+    if (input.query_codes == nullptr) {
+      index.family().template hash<Ops>(queries.data, queries.count, scratch.codes,
+                                        scratch.projections);
+    }
     measure_queries(queries, index.centre(input.kv_head), scratch);
     using Walk = BucketWalk<BucketTables<Family>>;
-    const typename Walk::Input buckets{.index = index,
-                                       .kv_head = input.kv_head,
-                                       .codes = scratch.codes,
-                                       .queries = queries.count,
-                                       .tables = tables_,
-                                       .masks = ball_.masks()};
+    const typename Walk::Input buckets{
+        .index = index,
+        .kv_head = input.kv_head,
+        .codes = input.query_codes != nullptr ? input.query_codes : scratch.codes,
+        .queries = queries.count,
+        .tables = tables_,
+        .masks = ball_.masks()};
     Walk walk(buckets);
     std::optional<Walk> again;
     if (input.report) again.emplace(buckets);
