@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA compiler for this project's own tests and benchmark of the device: architectures, C++20, warnings.
+# The CUDA compiler for this project's own tests, benchmark and example of the device: architectures, C++20, warnings.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80-real 89-real 90)
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
 endif()
 enable_language(CUDA)
 
@@ -13,4 +13,12 @@ target_compile_options(magicpig_cuda_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA
 if(MAGICPIG_WARNINGS_AS_ERRORS)
   target_compile_options(magicpig_cuda_options INTERFACE
     "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:SHELL:-Werror all-warnings>")
+endif()
+
+# magicpig_cuda_arch: for devices of compute capability 8.0, 8.9, 9.0 and, as PTX, later ones, unless others are chosen by
+# CMAKE_CUDA_ARCHITECTURES. All of them from the PTX of 8.0, as no kernel asks for more: one pass of the front end, not three.
+add_library(magicpig_cuda_arch INTERFACE)
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  target_compile_options(magicpig_cuda_arch INTERFACE
+    "$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:SHELL:-gencode arch=compute_80,code=[compute_80,sm_80,sm_89,sm_90]>")
 endif()

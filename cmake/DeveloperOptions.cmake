@@ -37,7 +37,8 @@ endif()
 function(magicpig_allow_avx512 target scope)
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC bug 105593.
-    target_compile_options(${target} ${scope} -Wno-uninitialized -Wno-maybe-uninitialized)
+    target_compile_options(${target} ${scope}
+      $<$<COMPILE_LANGUAGE:CXX>:-Wno-uninitialized> $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>)
   endif()
 endfunction()
 
@@ -53,7 +54,8 @@ function(magicpig_set_arch target scope arch)
     #error
     #endif
     int main() {}" ${lacks_aes})
-  target_compile_options(${target} ${scope} -march=${arch})
+  target_compile_options(${target} ${scope}
+    $<$<COMPILE_LANGUAGE:CXX>:-march=${arch}> $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=${arch}>)
   # Highway refuses a baseline with all of Ice Lake's extensions unless it is asked for.
   target_compile_definitions(${target} ${scope} HWY_WANT_AVX3_DL)
   if(${lacks_aes})

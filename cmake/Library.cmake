@@ -54,7 +54,7 @@ endfunction()
 # flag; it is the one that a target of this project brings along.
 function(magicpig_add_cuda)
   find_package(CUDAToolkit REQUIRED)
-  magicpig_add_component(cuda HEADERS cuda/ DEPENDS CUDA::cudart)
+  magicpig_add_component(cuda HEADERS cuda/ DEPENDS CUDA::cudart CUDA::cublas)
   # These headers are CUDA, which this check does not compile: tests/cuda has one of its own.
   set_target_properties(magicpig_cuda PROPERTIES VERIFY_INTERFACE_HEADER_SETS OFF)
   target_compile_options(magicpig_cuda INTERFACE

@@ -37,8 +37,8 @@ def attention_us(tokens, requests, repetitions=51):
 def main():
     program, *lengths = sys.argv[1:]
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
-    print("| tokens | requests | bits | PyTorch, us | step, us | in a graph | bound | speed-up | build, ms |")
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("| tokens | requests | method | rows | PyTorch, us | step, us | in a graph | its scan | bound | speed-up | build, ms |")
+    print("|--:|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|")
     for length in lengths or ["32768", "98304", "524288"]:
         exact = {}
         for line in subprocess.run([program, length], check=True, capture_output=True, text=True).stdout.splitlines():
@@ -48,8 +48,8 @@ def main():
                 exact[shape] = attention_us(*shape)
                 torch.cuda.empty_cache()
             print(
-                f"| {own['tokens']:,} | {own['requests']} | {own['bits']} | {exact[shape]:.1f} | {own['step_us']:.1f} | {own['graph_us']:.1f} "
-                f"| {own['bound_us']:.1f} | {exact[shape] / own['graph_us']:.1f} | {own['build_us'] / 1000:.1f} |",
+                f"| {own['tokens']:,} | {own['requests']} | {own['method']} | {100 * own['rows']:.2f} % | {exact[shape]:.1f} | {own['step_us']:.1f} "
+                f"| {own['graph_us']:.1f} | {own['scan_us']:.1f} | {own['bound_us']:.1f} | {exact[shape] / own['graph_us']:.1f} | {own['build_us'] / 1000:.1f} |",
                 flush=True,
             )
             print(f"  copies: {own['copy_gb_s']} GB/s", file=sys.stderr)

@@ -3,7 +3,6 @@
 #include <doctest/doctest.h>
 
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -12,9 +11,8 @@
 #include "magicpig/attention.hpp"
 #include "magicpig/cuda/attention.cuh"
 
+namespace magicpig::test {
 namespace {
-
-using namespace magicpig;
 
 TEST_CASE("the bits of a word of codes are those of the places that blocks have") {
   for (int word = 0; word < 16; ++word) {
@@ -107,81 +105,78 @@ TEST_CASE("signatures refuse sizes out of bounds") {
         ErrorCode::kInvalidArgument);
 }
 
-// Nothing of these is on a device, and nothing gets that far.
-struct Refused {
-  Refused() {
-    batch.key_values =
-        cuda::KeyValues<bf16>::head_major(rows.data(), rows.data(), 1, 2, 4, 64, tokens.data());
-    batch.queries = rows.data();
-    batch.seeds = seeds.data();
-    batch.steps = steps.data();
-    batch.out = out.data();
-    plan = {.query_heads = 8, .sampler = &*sampler};
+TEST_CASE("tables of segments and heads lie behind one another") {
+  std::array<std::uint16_t, 1> none{};
+  std::array<float, 1> norms{};
+  const cuda::TableView view{.ids = none.data(),
+                             .offsets = none.data(),
+                             .norms = norms.data(),
+                             .requests = 3,
+                             .kv_heads = 2,
+                             .tables = 5,
+                             .buckets = 8,
+                             .segments = 4,
+                             .segment_tokens = 96,
+                             .first = 4,
+                             .capacity = 300};
+  CHECK(view.heads() == 6);
+  CHECK(view.words() == 12);
+  std::int64_t segment = 0;
+  for (int r = 0; r < 3; ++r) {
+    for (int h = 0; h < 2; ++h) {
+      CHECK(view.head_norms(view.head(r, h)) - norms.data() == segment * 96);
+      for (int s = 0; s < 4; ++s, ++segment) {
+        CHECK(view.segment_ids(view.head(r, h), s) - none.data() == segment * 5 * 96);
+        CHECK(view.segment_offsets(view.head(r, h), s) - none.data() == segment * 5 * 9);
+      }
+    }
   }
-  [[nodiscard]] ErrorCode code() const {
-    return cuda::decode(plan, *index, batch, {}, nullptr).code();
-  }
-
-  alignas(16) std::array<bf16, 2 * 4 * 64> rows{};
-  std::array<std::int32_t, 1> tokens{};
-  std::array<std::uint64_t, 1> seeds{};
-  std::array<std::uint32_t, 1> steps{};
-  std::array<float, 8 * 64> out{};
-  Result<HadamardQuantiser> quantiser = HadamardQuantiser::create(64, 2, 1);
-  std::vector<std::byte> memory =
-      std::vector<std::byte>(cuda::Signatures::bytes(quantiser->shape(), config()));
-  Result<cuda::Signatures> index = cuda::Signatures::create(*quantiser, config(), memory);
-  Result<Poisson> sampler = Poisson::create(*quantiser, {.budget = {.fraction = 0.02}});
-  cuda::DecodePlan plan;
-  cuda::DecodeBatch<bf16> batch;
-
-  static cuda::SignaturesConfig config() { return {.kv_heads = 2, .capacity = 100}; }
-};
-
-TEST_CASE("a step refuses arguments that do not fit, and starts nothing") {
-  CHECK(Refused().code() == ErrorCode::kWorkspaceTooSmall);  // all else is in order
-  const auto code_with = [](const auto& change) {
-    Refused step;
-    change(step);
-    return step.code();
-  };
-  using enum ErrorCode;
-  CHECK(code_with([](Refused& s) { s.plan.query_heads = 7; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.plan.query_heads = 34; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.plan.query_heads = 0; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.plan.sampler = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.plan.scale = NAN; }) == kNonFinite);
-  CHECK(code_with([](Refused& s) { s.plan.splits = 0; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.out = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.queries = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.queries = s.rows.data() + 1; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.seeds = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.steps = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.keys = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.tokens = nullptr; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.page_tokens = 24; }) == kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.key_strides.token = 130; }) ==
-        kInvalidArgument);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.requests = 2; }) == kShapeMismatch);
-  CHECK(code_with([](Refused& s) { s.batch.key_values.dim = 128; }) == kShapeMismatch);
-  const auto others = HadamardQuantiser::create(64, 3, 1);
-  REQUIRE(others.ok());
-  const auto sampler = Poisson::create(*others, {.budget = {.fraction = 0.02}});
-  CHECK(code_with([&](Refused& s) { s.plan.sampler = &*sampler; }) == kShapeMismatch);
+  CHECK(view.count_at(0) == 0);
+  CHECK(view.count_at(4) == 0);
+  CHECK(view.count_at(5) == 1);
+  CHECK(view.count_at(303) == 299);
+  CHECK(view.count_at(INT32_MAX) == 300);
 }
 
-TEST_CASE("a dimension that has no kernel is refused") {
-  const auto quantiser = HadamardQuantiser::create(80, 2, 1);
-  REQUIRE(quantiser.ok());
-  const cuda::SignaturesConfig config{.kv_heads = 2, .capacity = 100};
-  std::vector<std::byte> memory(cuda::Signatures::bytes(quantiser->shape(), config));
-  const auto index = cuda::Signatures::create(*quantiser, config, memory);
-  REQUIRE(index.ok());
-  Refused step;
-  step.batch.key_values.dim = 80;
-  step.batch.key_values.key_strides =
-      step.batch.key_values.value_strides = {.page = 0, .head = 640, .token = 160};
-  CHECK(cuda::decode(step.plan, *index, step.batch, {}, nullptr).code() ==
+TEST_CASE("edges of tables are where they begin, and where their tokens end") {
+  const cuda::TableEdges begins{.stride = 96};
+  const cuda::TableEdges ends = cuda::TableEdges{.stride = 96, .tokens = 70} + 2;
+  CHECK(begins[0] == 0);
+  CHECK(begins[3] == 288);
+  CHECK(*ends == 262);
+  CHECK(ends[1] == 358);
+}
+
+TEST_CASE("tables need what their documentation says") {
+  const auto family = SimHash::create({.dim = 128, .bits = 10, .tables = 150});
+  REQUIRE(family.ok());
+  const std::size_t tokens = 12 * 8192;
+  const std::size_t heads = 8 * 2;
+  const std::size_t bytes = cuda::BucketTables::bytes(
+      *family, {.requests = 2, .kv_heads = 8, .capacity = 98000, .segment_tokens = 8192});
+  const std::size_t expected =
+      heads * (tokens * (2 * 150 + 4) + std::size_t{12} * 2 * 150 * 1025 + 4 * 128);
+  CHECK(bytes >= expected);
+  CHECK(bytes < expected + 1024);
+  const std::size_t planes = cuda::SignPlanes::bytes(*family);
+  CHECK(planes >= 10 * 1500 * 128);
+  CHECK(planes < 10 * 1500 * 128 + 512);
+}
+
+TEST_CASE("planes and rules refuse memory that is too small, and what has no kernel") {
+  const auto family = SimHash::create({.dim = 64, .bits = 4, .tables = 6});
+  REQUIRE(family.ok());
+  std::vector<std::byte> memory(cuda::SignPlanes::bytes(*family) - 1);
+  CHECK(cuda::SignPlanes::create(*family, memory, nullptr).status().code() ==
+        ErrorCode::kWorkspaceTooSmall);
+  const auto rule = Collisions::create(*family, {});
+  REQUIRE(rule.ok());
+  memory.resize(cuda::Collisions::bytes(*rule) - 1);
+  CHECK(cuda::Collisions::create(*rule, memory, nullptr).status().code() ==
+        ErrorCode::kWorkspaceTooSmall);
+  const auto wide = SimHash::create({.dim = 1025, .bits = 1, .tables = 1});
+  REQUIRE(wide.ok());
+  CHECK(cuda::SignPlanes::create(*wide, {}, nullptr).status().code() ==
         ErrorCode::kInvalidArgument);
 }
 
@@ -194,3 +189,4 @@ TEST_CASE("errors of the runtime keep their number") {
 }
 
 }  // namespace
+}  // namespace magicpig::test

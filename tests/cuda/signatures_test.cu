@@ -7,13 +7,11 @@
 #include <limits>
 #include <vector>
 
-#include "device_problem.cuh"
 #include "magicpig/cuda/signatures.cuh"
+#include "signature_problem.cuh"
 
+namespace magicpig::test {
 namespace {
-
-using namespace magicpig;
-using namespace magicpig::test;
 
 // What the device's index has, downloaded.
 struct Downloaded {
@@ -78,10 +76,10 @@ void check_same(const Downloaded& got, int request, const Index& expected) {
 }
 
 template <class T>
-void check_build(const DeviceProblemConfig& config, const std::vector<std::int32_t>& ends) {
+void check_build(const DeviceCacheConfig& config, const std::vector<std::int32_t>& ends) {
   CAPTURE(config.dim);
   CAPTURE(config.bits);
-  DeviceProblem<T> problem(config);
+  SignatureProblem<T> problem(config);
   problem.set_tokens(ends);
   problem.build(ends);
   const Downloaded got(problem.index.view());
@@ -109,8 +107,8 @@ TEST_CASE("device: centres are the host's where it reads some of the keys only")
 }
 
 TEST_CASE("device: signatures that are appended to, cut and appended to again are the host's") {
-  DeviceProblem<bf16> problem({.requests = 3, .dim = 64, .capacity = 9000});
-  std::vector<std::unique_ptr<DeviceProblem<bf16>::Index>> hosts;
+  SignatureProblem<bf16> problem({.requests = 3, .dim = 64, .capacity = 9000});
+  std::vector<std::unique_ptr<SignatureProblem<bf16>::Index>> hosts;
   std::vector<std::int32_t> ends = {200, 4000, 5};
   problem.set_tokens({9000, 9000, 9000});
   problem.build(ends);
@@ -152,7 +150,7 @@ TEST_CASE("device: signatures that are appended to, cut and appended to again ar
 }
 
 TEST_CASE("device: tokens beyond the capacity stay out of an index, none at all leave it empty") {
-  DeviceProblem<bf16> problem({.dim = 64, .capacity = 256});
+  SignatureProblem<bf16> problem({.dim = 64, .capacity = 256});
   problem.set_tokens({256, 256});
   const cuda::SignaturesConfig small{.requests = 2, .kv_heads = 2, .capacity = 128};
   DeviceArray<std::byte> memory(cuda::Signatures::bytes(problem.quantiser->shape(), small));
@@ -164,7 +162,7 @@ TEST_CASE("device: tokens beyond the capacity stay out of an index, none at all 
 }
 
 TEST_CASE("device: a key that is not finite has no factor, and its neighbours keep theirs") {
-  DeviceProblem<float> problem(
+  SignatureProblem<float> problem(
       {.requests = 1, .query_heads = 1, .kv_heads = 1, .dim = 64, .capacity = 128});
   problem.set_tokens({128});
   problem.build({100});
@@ -183,7 +181,7 @@ TEST_CASE("device: a key that is not finite has no factor, and its neighbours ke
 }
 
 TEST_CASE("device: signatures refuse keys of another shape") {
-  DeviceProblem<bf16> problem({.dim = 64, .capacity = 256});
+  SignatureProblem<bf16> problem({.dim = 64, .capacity = 256});
   problem.set_tokens({256, 256});
   auto other = problem.device();
   other.kv_heads = 1;
@@ -192,3 +190,4 @@ TEST_CASE("device: signatures refuse keys of another shape") {
 }
 
 }  // namespace
+}  // namespace magicpig::test

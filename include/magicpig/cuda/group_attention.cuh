@@ -76,29 +76,30 @@ class GroupAttention {
     }
   }
 
-  /// `count` rows, the same for all threads of the block: row i is that of the token that
-  /// item(i, log2_weight) returns, with log2 of the factor of its weight.
-  template <class Item>
+  /// `count` rows, the same for all threads of the block: row i is that of items.token(i, row),
+  /// which notes in `row` what items.log2_factor(row, g, dot) needs to know: log2 of the factor of
+  /// the row's weight for head g, whose scaled logit times log2(e) is `dot`; -inf for a row that
+  /// the head does not have, and for a row of which nothing was noted.
+  template <class Items>
   __device__ void add(const KeyValues<T>& from, int request, int kv_head, int count,
-                      const Item& item) {
+                      const Items& items) {
     for (int first = 0; first < count; first += kRowsAtOnce * kUnroll) {
       RowPart<T, kPart> keys[kUnroll];
       RowPart<T, kPart> values[kUnroll];
-      float extra[kUnroll];
+      typename Items::Row rows[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const int i = first + u * kRowsAtOnce + set_;
         keys[u].clear();
         values[u].clear();
-        extra[u] = -INFINITY;
         if (i >= count) continue;
-        const TokenId token = item(i, extra[u]);
+        const TokenId token = items.token(i, rows[u]);
         if (lane_ >= kParts) continue;
         const auto row = from.row(request, kv_head, token);
         keys[u].load(row.key + lane_ * kPart);
         values[u].load(row.value + lane_ * kPart);
       }
-      add_rows(keys, values, extra);
+      add_rows(keys, values, rows, items);
     }
   }
 
@@ -146,13 +147,16 @@ class GroupAttention {
   }
 
  private:
+  template <class Items>
   __device__ __forceinline__ void add_rows(const RowPart<T, kPart> (&keys)[kUnroll],
                                            const RowPart<T, kPart> (&values)[kUnroll],
-                                           const float (&extra)[kUnroll]) {
+                                           const typename Items::Row (&rows)[kUnroll],
+                                           const Items& items) {
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
       if (g >= group_) break;
       float logits[kUnroll];
+      float factors[kUnroll];
       float largest = largest_[g];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
@@ -163,7 +167,8 @@ class GroupAttention {
         for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
           dot += __shfl_xor_sync(kAllLanes, dot, lanes);
         }
-        logits[u] = dot + extra[u];
+        factors[u] = items.log2_factor(rows[u], g, dot);
+        logits[u] = dot + factors[u];
         largest = fmaxf(largest, logits[u]);
       }
       const float before = largest_[g] == largest ? 1.0F : exp2f(largest_[g] - largest);
@@ -173,8 +178,8 @@ class GroupAttention {
       for (int j = 0; j < kPart; ++j) sums_[g][j] *= before;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        // A row that is not there has no weight; one of a NaN keeps it.
-        const float weight = extra[u] == -INFINITY ? 0.0F : exp2f(logits[u] - largest);
+        // A row that a head does not have has no weight; one of a NaN keeps it.
+        const float weight = factors[u] == -INFINITY ? 0.0F : exp2f(logits[u] - largest);
         weight_[g] += weight;
 #pragma unroll
         for (int j = 0; j < kPart; ++j) sums_[g][j] += weight * values[u][j];

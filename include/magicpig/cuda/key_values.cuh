@@ -18,6 +18,9 @@
 namespace magicpig::inline MAGICPIG_ABI {
 namespace cuda {
 
+/// Query heads per KV head at most, on the device.
+inline constexpr int kMaxGroup = 16;
+
 /// Bytes to whose multiples every row is aligned: rows are read so many bytes at a time.
 inline constexpr int kRowAlignment = 16;
 

@@ -9,6 +9,7 @@
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/cuda/decode.cuh"
 #include "magicpig/cuda/launch.cuh"
 #include "magicpig/cuda/rotation.cuh"
 #include "magicpig/cuda/signature_scores.cuh"
@@ -22,14 +23,6 @@ namespace cuda {
 
 inline constexpr int kPilotBlocks = Poisson::kPilotBlocks;
 inline constexpr int kPilotTokens = kPilotBlocks * kSignatureBlock;
-
-/// How many tokens of a request are drawn from: those that are indexed and in the cache, none if
-/// they are fewer than `exact_below`. All others are exact.
-[[nodiscard]] __device__ inline int sampled_count(const SignatureView& index, int request,
-                                                  TokenId tokens, TokenId exact_below) {
-  const int count = min(index.counts[request], index.count_at(tokens));
-  return count < exact_below ? 0 : count;
-}
 
 [[nodiscard]] __host__ __device__ constexpr int blocks_of(int count) {
   return (count - 1 + kSignatureBlock) / kSignatureBlock;

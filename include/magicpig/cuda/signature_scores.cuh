@@ -18,9 +18,6 @@
 namespace magicpig::inline MAGICPIG_ABI {
 namespace cuda {
 
-/// Query heads per KV head at most, on the device.
-inline constexpr int kMaxGroup = 16;
-
 /// 32-bit words of the partial sums of a group, a byte per head.
 [[nodiscard]] __host__ __device__ constexpr int words_of(int group) {
   return group <= 4 ? 1 : group <= 8 ? 2 : 4;

@@ -11,13 +11,13 @@
 #include "magicpig/core/signature_ops.hpp"
 #include "magicpig/core/types.hpp"
 #include "magicpig/core/workspace.hpp"
+#include "magicpig/cuda/key_mean.cuh"
 #include "magicpig/cuda/key_values.cuh"
 #include "magicpig/cuda/launch.cuh"
 #include "magicpig/cuda/rotation.cuh"
 #include "magicpig/hash/levels.hpp"
 #include "magicpig/hash/quantiser.hpp"
 #include "magicpig/hash/scalar_quantiser.hpp"
-#include "magicpig/index/centres.hpp"
 #include "magicpig/index/signatures.hpp"
 #include "magicpig/version.hpp"
 
@@ -83,8 +83,8 @@ struct SignatureView {
   return bits;
 }
 
-/// Centres of requests from their first tokens on: the means of the keys, summed in the very order
-/// of mean_of_rows(). A block per KV head and request, a thread per dimension.
+/// Centres of requests from their first tokens on: the means of the keys. A block per KV head and
+/// request, a thread per dimension.
 template <class T>
 __global__ void mean_kernel(SignatureView to, KeyValues<T> from, const std::int32_t* ends) {
   const int kv_head = static_cast<int>(blockIdx.x);
@@ -92,23 +92,8 @@ __global__ void mean_kernel(SignatureView to, KeyValues<T> from, const std::int3
   const int j = static_cast<int>(threadIdx.x);
   const int count = to.count_at(ends[request]);
   if (count == 0 || j >= to.dim) return;
-  const std::int64_t stride = std::int64_t{8} * ((count - 1) / kMeanRows + 1);
-  const auto at = [&](std::int64_t i) {
-    const auto row = from.row(request, kv_head, to.first + static_cast<TokenId>(i));
-    return static_cast<double>(widen(row.key[j]));
-  };
-  double sum = 0.0;
-  std::int64_t i = 0;
-  int rows = 0;
-  for (; i + 8 <= count; i += stride, rows += 8) {
-    double eight[8];
-#pragma unroll
-    for (int k = 0; k < 8; ++k) eight[k] = at(i + k);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) sum = __dadd_rn(sum, eight[k]);
-  }
-  for (; i < count; ++i, ++rows) sum = __dadd_rn(sum, at(i));
-  to.centres[to.head(request, kv_head) * to.dim + j] = static_cast<float>(__ddiv_rn(sum, rows));
+  to.centres[to.head(request, kv_head) * to.dim + j] =
+      mean_of_keys(from, request, kv_head, {.begin = to.first, .end = to.first + count}, j);
 }
 
 inline constexpr int kEncodeThreads = 256;

@@ -191,12 +191,12 @@ class Measurement {
     const auto each = static_cast<std::size_t>(sample_->shape.query_heads);
     for (std::size_t row = 0; row < sample_->rows(); ++row) {
       seen_[row].emplace(*sample_->key_values, sample_->seen_by(row));
-      requests_[row] = {
-          .key_values = &*seen_[row],
-          .query = sample_->queries.subspan(row * sample_->row_size(), sample_->row_size()),
-          .states = states_.span().subspan(row * each, each),
-          .reports = reports_.span().subspan(row * each, each),
-          .step = static_cast<std::uint32_t>(row)};
+      auto& request = requests_[row];
+      request.key_values = &*seen_[row];
+      request.query = sample_->queries.subspan(row * sample_->row_size(), sample_->row_size());
+      request.states = states_.span().subspan(row * each, each);
+      request.reports = reports_.span().subspan(row * each, each);
+      request.step = static_cast<std::uint32_t>(row);
     }
   }
 

@@ -120,6 +120,15 @@ class Collisions {
                          tables_, index.family().bits(), index.family().tables());
   }
 
+  [[nodiscard]] const CollisionConfig& config() const { return config_; }
+  /// K and L of the families whose indexes it draws from.
+  [[nodiscard]] int bits() const { return bits_; }
+  [[nodiscard]] int tables() const { return tables_; }
+  /// log u(cosine).
+  [[nodiscard]] CurveView curve() const { return curve_.view(); }
+  /// The bucket `code ^ mask` is visited for each of them.
+  [[nodiscard]] std::span<const Code> masks() const { return ball_.masks(); }
+
   struct Scratch {
     Code* codes = nullptr;             // [group, L]
     float* projections = nullptr;      // scratch of the family

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// A decode step on the device: the draws of the host, and its output but for rounding.
+// A decode step by signatures on the device: the draws of the host, and its output but for
+// rounding.
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <vector>
 
-#include "device_problem.cuh"
-#include "magicpig/cuda/attention.cuh"
+#include "magicpig/cuda/signature_attention.cuh"
+#include "signature_problem.cuh"
 
+namespace magicpig::test {
 namespace {
-
-using namespace magicpig;
-using namespace magicpig::test;
 
 // A step of a problem, with what it needs on the device.
 template <class T, class Out = float>
 struct DeviceStep {
-  DeviceStep(DeviceProblem<T>& own, const SignatureSamplerConfig& config, int splits = 3)
+  DeviceStep(SignatureProblem<T>& own, const SignatureSamplerConfig& config, int splits = 3)
       : problem(own),
         sampler(make_sampler(*own.quantiser, config)),
         seeds(requests()),
@@ -29,18 +29,18 @@ struct DeviceStep {
         lse(requests() * heads()),
         drawn(requests() * static_cast<std::size_t>(own.config.kv_heads) *
               static_cast<std::size_t>(own.index.view().blocks) * 4) {
-    plan = {.query_heads = own.config.query_heads,
-            .sampler = sampler.get(),
-            .layer = 3,
-            .exact_below = 0,
-            .splits = splits};
-    batch = {.key_values = own.device(),
-             .queries = own.device_queries.data(),
-             .seeds = seeds.data(),
-             .steps = steps.data(),
-             .out = out.data(),
-             .lse = lse.data(),
-             .drawn = drawn.data()};
+    plan.query_heads = own.config.query_heads;
+    plan.sampler = sampler.get();
+    plan.layer = 3;
+    plan.exact_below = 0;
+    plan.splits = splits;
+    batch.key_values = own.device();
+    batch.queries = own.device_queries.data();
+    batch.seeds = seeds.data();
+    batch.steps = steps.data();
+    batch.out = out.data();
+    batch.lse = lse.data();
+    batch.drawn = drawn.data();
     set_step(5);
   }
 
@@ -92,14 +92,14 @@ struct DeviceStep {
   }
   [[nodiscard]] std::size_t dim() const { return static_cast<std::size_t>(problem.config.dim); }
 
-  DeviceProblem<T>& problem;
+  SignatureProblem<T>& problem;
   std::unique_ptr<Poisson> sampler;
   DeviceArray<std::uint64_t> seeds;
   DeviceArray<std::uint32_t> steps;
   DeviceArray<Out> out;
   DeviceArray<float> lse;
   DeviceArray<std::uint32_t> drawn;
-  cuda::DecodePlan plan;
+  cuda::DecodePlan<Poisson> plan;
   cuda::DecodeBatch<T, Out> batch;
   std::unique_ptr<DeviceArray<std::byte>> workspace;
 
@@ -189,9 +189,6 @@ struct HostStep {
   }
 };
 
-// Of outputs of about 1 and of their lse: sums of float in another order.
-constexpr double kTolerance = 2e-5;
-
 // All requests of a step against the host's. Request r has tokens[r], of which it indexes those
 // before ends[r].
 template <class T, class Out>
@@ -210,32 +207,17 @@ void check_step(DeviceStep<T, Out>& step, const std::vector<std::int32_t>& token
           step.tokens_drawn(words, request, static_cast<int>(h), host.index->indexed().size());
       CHECK(own == host.drawn[h]);
     }
-    double worst = 0.0;
-    double worst_lse = 0.0;
-    for (std::size_t h = 0; h < step.heads(); ++h) {
-      for (std::size_t j = 0; j < step.dim(); ++j) {
-        const double own = to_float(out[(r * step.heads() + h) * step.dim() + j]);
-        const double off = std::abs(own - static_cast<double>(host.states[h].out[j]));
-        worst = off <= worst ? worst : off;  // a NaN stays
-      }
-      const float own = lse[r * step.heads() + h];
-      if (own == host.states[h].lse) continue;  // -inf, among others
-      const double off =
-          std::abs(static_cast<double>(own) - static_cast<double>(host.states[h].lse));
-      worst_lse = off <= worst_lse ? worst_lse : off;
-    }
-    CHECK(worst <= kTolerance);
-    CHECK(worst_lse <= kTolerance);
+    check_outputs(out, lse, request, host.states);
   }
 }
 
 template <class T>
-void check_draws(const DeviceProblemConfig& config, const SignatureSamplerConfig& sampler,
+void check_draws(const DeviceCacheConfig& config, const SignatureSamplerConfig& sampler,
                  const std::vector<std::int32_t>& tokens, int splits = 3) {
   CAPTURE(config.dim);
   CAPTURE(config.bits);
   CAPTURE(config.query_heads);
-  DeviceProblem<T> problem(config);
+  SignatureProblem<T> problem(config);
   problem.set_tokens(tokens);
   std::vector<std::int32_t> ends = tokens;
   for (std::int32_t& end : ends) end = std::max(end - 64, config.first);
@@ -276,7 +258,7 @@ TEST_CASE("device: draws are the host's where the pilot reads some of the blocks
 }
 
 TEST_CASE("device: draws are the host's for budgets in tokens, of nearly all, of all, of one") {
-  const DeviceProblemConfig config{.capacity = 1500};
+  const DeviceCacheConfig config{.capacity = 1500};
   for (const TokenId budget : {1, 100, 1400, 100000}) {
     CAPTURE(budget);
     check_draws<bf16>(config, {.budget = {.tokens = budget}}, {1500, 900});
@@ -284,7 +266,7 @@ TEST_CASE("device: draws are the host's for budgets in tokens, of nearly all, of
 }
 
 TEST_CASE("device: draws are the host's with certain tokens, a least probability, a temperature") {
-  const DeviceProblemConfig config{.capacity = 1500};
+  const DeviceCacheConfig config{.capacity = 1500};
   check_draws<bf16>(config, {.budget = {.fraction = 0.1}, .certain = 0.5}, {1500, 900});
   check_draws<bf16>(config, {.budget = {.fraction = 0.05}, .least = 0.01}, {1500, 900});
   check_draws<bf16>(config, {.budget = {.fraction = 0.1}, .temperature = 0.4}, {1500, 900});
@@ -292,7 +274,7 @@ TEST_CASE("device: draws are the host's with certain tokens, a least probability
 }
 
 TEST_CASE("device: short and empty caches are exact, whatever was indexed of them") {
-  DeviceProblem<bf16> problem({.requests = 5, .capacity = 1500});
+  SignatureProblem<bf16> problem({.requests = 5, .capacity = 1500});
   const std::vector<std::int32_t> tokens = {0, 1, 4, 5, 1299};
   problem.set_tokens(tokens);
   const std::vector<std::int32_t> ends = {4, 4, 4, 5, 1283};  // of the last one 1,279 tokens
@@ -308,7 +290,7 @@ TEST_CASE("device: short and empty caches are exact, whatever was indexed of the
 }
 
 TEST_CASE("device: tokens are drawn from the cache only, where an index has more") {
-  DeviceProblem<bf16> problem({.requests = 1, .capacity = 1500});
+  SignatureProblem<bf16> problem({.requests = 1, .capacity = 1500});
   problem.set_tokens({1500});
   problem.build({1500});
   problem.set_tokens({1000});  // the cache was cut, the index not yet
@@ -323,7 +305,7 @@ TEST_CASE("device: tokens are drawn from the cache only, where an index has more
 }
 
 TEST_CASE("device: steps draw anew, and the same step the same") {
-  DeviceProblem<bf16> problem({.capacity = 1500});
+  SignatureProblem<bf16> problem({.capacity = 1500});
   problem.set_tokens({1500, 1400});
   problem.build({1436, 1336});
   DeviceStep<bf16> step(problem, {.budget = {.fraction = 0.05}});
@@ -349,7 +331,7 @@ TEST_CASE("device: steps draw anew, and the same step the same") {
 }
 
 TEST_CASE("device: pages in any order have the result of rows at strides") {
-  DeviceProblem<bf16> problem({.capacity = 1536});
+  SignatureProblem<bf16> problem({.capacity = 1536});
   const std::vector<std::int32_t> tokens = {1500, 700};
   problem.set_tokens(tokens);
   problem.build({1436, 636});
@@ -405,7 +387,7 @@ TEST_CASE("device: pages in any order have the result of rows at strides") {
 }
 
 TEST_CASE("device: outputs of 16 bits are those of 32, rounded") {
-  DeviceProblem<bf16> problem({.capacity = 1500});
+  SignatureProblem<bf16> problem({.capacity = 1500});
   problem.set_tokens({1500, 1400});
   problem.build({1436, 1336});
   DeviceStep<bf16> wide(problem, {.budget = {.fraction = 0.05}});
@@ -419,7 +401,8 @@ TEST_CASE("device: outputs of 16 bits are those of 32, rounded") {
 }
 
 TEST_CASE("device: a value that is not a number comes out, and a key that is not") {
-  DeviceProblem<float> problem({.requests = 1, .query_heads = 2, .kv_heads = 2, .capacity = 300});
+  SignatureProblem<float> problem(
+      {.requests = 1, .query_heads = 2, .kv_heads = 2, .capacity = 300});
   problem.set_tokens({300});
   problem.build({236});
   std::vector<float> values = problem.values;
@@ -441,7 +424,7 @@ TEST_CASE("device: a value that is not a number comes out, and a key that is not
 }
 
 TEST_CASE("device: a captured graph follows tokens, queries and steps that change") {
-  DeviceProblem<bf16> problem({.capacity = 1500});
+  SignatureProblem<bf16> problem({.capacity = 1500});
   problem.set_tokens({1400, 1300});
   problem.build({1336, 1236});
   DeviceStep<bf16> step(problem, {.budget = {.fraction = 0.05}});
@@ -482,4 +465,83 @@ TEST_CASE("device: a captured graph follows tokens, queries and steps that chang
   require(cudaStreamDestroy(stream));
 }
 
+// Nothing of these is on a device, and nothing gets that far.
+struct Refused {
+  Refused() {
+    batch.key_values =
+        cuda::KeyValues<bf16>::head_major(rows.data(), rows.data(), 1, 2, 4, 64, tokens.data());
+    batch.queries = rows.data();
+    batch.seeds = seeds.data();
+    batch.steps = steps.data();
+    batch.out = out.data();
+    plan = {.query_heads = 8, .sampler = &*sampler};
+  }
+  [[nodiscard]] ErrorCode code() const {
+    return cuda::decode(plan, *index, batch, {}, nullptr).code();
+  }
+
+  alignas(16) std::array<bf16, 2 * 4 * 64> rows{};
+  std::array<std::int32_t, 1> tokens{};
+  std::array<std::uint64_t, 1> seeds{};
+  std::array<std::uint32_t, 1> steps{};
+  std::array<float, 8 * 64> out{};
+  Result<HadamardQuantiser> quantiser = HadamardQuantiser::create(64, 2, 1);
+  std::vector<std::byte> memory =
+      std::vector<std::byte>(cuda::Signatures::bytes(quantiser->shape(), config()));
+  Result<cuda::Signatures> index = cuda::Signatures::create(*quantiser, config(), memory);
+  Result<Poisson> sampler = Poisson::create(*quantiser, {.budget = {.fraction = 0.02}});
+  cuda::DecodePlan<Poisson> plan;
+  cuda::DecodeBatch<bf16> batch;
+
+  static cuda::SignaturesConfig config() { return {.kv_heads = 2, .capacity = 100}; }
+};
+
+TEST_CASE("a step refuses arguments that do not fit, and starts nothing") {
+  CHECK(Refused().code() == ErrorCode::kWorkspaceTooSmall);  // all else is in order
+  const auto code_with = [](const auto& change) {
+    Refused step;
+    change(step);
+    return step.code();
+  };
+  using enum ErrorCode;
+  CHECK(code_with([](Refused& s) { s.plan.query_heads = 7; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.plan.query_heads = 34; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.plan.query_heads = 0; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.plan.sampler = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.plan.scale = NAN; }) == kNonFinite);
+  CHECK(code_with([](Refused& s) { s.plan.splits = 0; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.out = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.queries = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.queries = s.rows.data() + 1; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.seeds = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.steps = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.keys = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.tokens = nullptr; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.page_tokens = 24; }) == kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.key_strides.token = 130; }) ==
+        kInvalidArgument);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.requests = 2; }) == kShapeMismatch);
+  CHECK(code_with([](Refused& s) { s.batch.key_values.dim = 128; }) == kShapeMismatch);
+  const auto others = HadamardQuantiser::create(64, 3, 1);
+  REQUIRE(others.ok());
+  const auto sampler = Poisson::create(*others, {.budget = {.fraction = 0.02}});
+  CHECK(code_with([&](Refused& s) { s.plan.sampler = &*sampler; }) == kShapeMismatch);
+}
+
+TEST_CASE("a dimension that has no kernel is refused") {
+  const auto quantiser = HadamardQuantiser::create(80, 2, 1);
+  REQUIRE(quantiser.ok());
+  const cuda::SignaturesConfig config{.kv_heads = 2, .capacity = 100};
+  std::vector<std::byte> memory(cuda::Signatures::bytes(quantiser->shape(), config));
+  const auto index = cuda::Signatures::create(*quantiser, config, memory);
+  REQUIRE(index.ok());
+  Refused step;
+  step.batch.key_values.dim = 80;
+  step.batch.key_values.key_strides =
+      step.batch.key_values.value_strides = {.page = 0, .head = 640, .token = 160};
+  CHECK(cuda::decode(step.plan, *index, step.batch, {}, nullptr).code() ==
+        ErrorCode::kInvalidArgument);
+}
+
 }  // namespace
+}  // namespace magicpig::test

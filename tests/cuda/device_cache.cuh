@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Caches of several requests on the device and on the host, and what the host makes of them.
+// Caches of several requests on the device and on the host.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "magicpig/attention.hpp"
-#include "magicpig/cuda/attention.cuh"
+#include "magicpig/cuda/key_values.cuh"
 #include "random.hpp"
 
 namespace magicpig::test {
@@ -67,23 +66,21 @@ inline float rounded(float x, float) { return x; }
 inline bf16 rounded(float x, bf16) { return to_bf16(x); }
 inline fp16 rounded(float x, fp16) { return to_fp16(x); }
 
-struct DeviceProblemConfig {
+struct DeviceCacheConfig {
   int requests = 2;
   int query_heads = 8;
   int kv_heads = 2;
   int dim = 64;
-  int bits = 2;
+  int bits = 2;             ///< of codes, where there are any
   TokenId capacity = 6000;  ///< of a cache
   TokenId first = 4;
   std::uint64_t seed = 1;
 };
 
-/// Random keys, values and queries in both memories, an index in both.
+/// Random keys, values and queries in both memories.
 template <class T>
-struct DeviceProblem {
-  using Index = magicpig::Signatures<HadamardQuantiser>;
-
-  explicit DeviceProblem(const DeviceProblemConfig& own)
+struct DeviceCache {
+  explicit DeviceCache(const DeviceCacheConfig& own)
       : config(own),
         keys(rows(own.requests * own.kv_heads * own.capacity, 1.0, 1)),
         values(rows(own.requests * own.kv_heads * own.capacity, 1.0, 2)),
@@ -91,18 +88,8 @@ struct DeviceProblem {
         device_keys(keys),
         device_values(values),
         device_queries(queries),
-        device_tokens(static_cast<std::size_t>(own.requests)),
-        ends(static_cast<std::size_t>(own.requests)),
-        quantiser(make_quantiser(own)),
-        memory(cuda::Signatures::bytes(quantiser->shape(), signatures_config())),
-        index(make_index()) {}
+        device_tokens(static_cast<std::size_t>(own.requests)) {}
 
-  [[nodiscard]] cuda::SignaturesConfig signatures_config() const {
-    return {.requests = config.requests,
-            .kv_heads = config.kv_heads,
-            .capacity = config.capacity,
-            .first = config.first};
-  }
   [[nodiscard]] Shape shape() const {
     return {.query_heads = config.query_heads,
             .kv_heads = config.kv_heads,
@@ -143,24 +130,7 @@ struct DeviceProblem {
     return to;
   }
 
-  /// The host's index of tokens [first, end) of a request.
-  [[nodiscard]] std::unique_ptr<Index> host_index(int request, TokenId end) const {
-    auto made = Index::create(*quantiser, {.kv_heads = config.kv_heads});
-    require(made.status());
-    auto own = std::make_unique<Index>(std::move(*made));
-    SerialExecutor serial;
-    const auto backend = make_backend<ScalarOps>(serial);
-    require(own->build(backend, host(request, end), {.begin = config.first, .end = end}));
-    return own;
-  }
-
-  /// Indexes each request up to its end on the device.
-  void build(const std::vector<std::int32_t>& up_to) {
-    ends.set(up_to);
-    require(index.build(device(), ends.data(), config.capacity, nullptr));
-  }
-
-  DeviceProblemConfig config;
+  DeviceCacheConfig config;
   std::vector<T> keys;     // [requests, kv_heads, capacity, dim]
   std::vector<T> values;   // likewise
   std::vector<T> queries;  // [requests, query_heads, dim]
@@ -168,10 +138,6 @@ struct DeviceProblem {
   DeviceArray<T> device_values;
   DeviceArray<T> device_queries;
   DeviceArray<std::int32_t> device_tokens;
-  DeviceArray<std::int32_t> ends;
-  std::unique_ptr<HadamardQuantiser> quantiser;
-  DeviceArray<std::byte> memory;
-  cuda::Signatures index;
 
  private:
   [[nodiscard]] std::vector<T> rows(int count, double scale, std::uint64_t stream) const {
@@ -180,17 +146,32 @@ struct DeviceProblem {
     for (T& x : to) x = rounded(static_cast<float>(scale * random.normal() + 0.25), T{});
     return to;
   }
-  static std::unique_ptr<HadamardQuantiser> make_quantiser(const DeviceProblemConfig& config) {
-    auto made = HadamardQuantiser::create(config.dim, config.bits, 7);
-    require(made.status());
-    return std::make_unique<HadamardQuantiser>(std::move(*made));
-  }
-  [[nodiscard]] cuda::Signatures make_index() const {
-    const auto made = cuda::Signatures::create(*quantiser, signatures_config(), memory.span());
-    require(made.status());
-    require(made->clear(nullptr));
-    return *made;
-  }
 };
+
+/// Of outputs of about 1 and of their lse: sums of float in another order.
+inline constexpr double kTolerance = 2e-5;
+
+/// Outputs and lse of all requests' heads on the device against the host's of request `request`.
+template <class Out>
+void check_outputs(const std::vector<Out>& out, const std::vector<float>& lse, int request,
+                   const std::vector<AttentionState>& states, double tolerance = kTolerance) {
+  double worst = 0.0;
+  double worst_lse = 0.0;
+  const std::size_t first = static_cast<std::size_t>(request) * states.size();
+  for (std::size_t h = 0; h < states.size(); ++h) {
+    const std::size_t dim = states[h].out.size();
+    for (std::size_t j = 0; j < dim; ++j) {
+      const double own = to_float(out[(first + h) * dim + j]);
+      const double off = std::abs(own - static_cast<double>(states[h].out[j]));
+      worst = off <= worst ? worst : off;  // a NaN stays
+    }
+    const float own = lse[first + h];
+    if (own == states[h].lse) continue;  // -inf, among others
+    const double off = std::abs(static_cast<double>(own) - static_cast<double>(states[h].lse));
+    worst_lse = off <= worst_lse ? worst_lse : off;
+  }
+  CHECK(worst <= tolerance);
+  CHECK(worst_lse <= tolerance);
+}
 
 }  // namespace magicpig::test
