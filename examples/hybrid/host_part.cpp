@@ -28,7 +28,9 @@ HostPart::HostPart(const SimHash& family, bf16* keys, bf16* values, TokenId capa
       values_(values),
       capacity_(capacity),
       sampler_(Collisions::create(family, {.min_collisions = 2}).value()),
-      tables_(BucketTables<SimHash>::create(family, {.kv_heads = kKvHeads}).value()),
+      // An append rewrites the last segment, so it is small.
+      tables_(BucketTables<SimHash>::create(family, {.kv_heads = kKvHeads, .segment_tokens = 4096})
+                  .value()),
       pool_(ThreadPool::create(workers()).value()),
       out_(kQueryHeads * kDim) {
   for (std::size_t h = 0; h < kQueryHeads; ++h) {
@@ -79,6 +81,14 @@ Status HostPart::run(const Plan& plan, std::span<const float> queries,
   const std::size_t needed = workspace_bytes(plan, capacity_, pool_->workers());
   if (workspace_.size() < needed) workspace_.resize(needed);
   return decode(make_backend<Ops>(*pool_), plan, requests, workspace_);
+}
+
+const char* HostPart::backend() {
+#ifdef HYBRID_HIGHWAY
+  return "Highway";
+#else
+  return "plain C++ (slow; the component highway is not built)";
+#endif
 }
 
 std::size_t HostPart::bytes() const {

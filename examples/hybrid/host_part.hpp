@@ -45,6 +45,8 @@ class HostPart {
   [[nodiscard]] Status attend_exactly(std::span<const float> queries);
   [[nodiscard]] std::span<AttentionState> states() { return states_; }
 
+  /// What it computes with.
+  [[nodiscard]] static const char* backend();
   /// Of tables, keys and values.
   [[nodiscard]] std::size_t bytes() const;
 

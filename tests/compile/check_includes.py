@@ -10,7 +10,7 @@ LAYERS = [{"version.hpp"}, {"core"}, {"hash", "estimate"}, {"index"}, {"sample"}
 # Header prefix -> the third-party headers that it may include.
 THIRD_PARTY = {"cpu/highway": ("hwy/",), "cpu/eigen": ("Eigen/",), "cpu/xsimd": ("xsimd/",),
                "cpu/openmp": ("omp.h",), "core/huge_pages": ("sys/mman.h", "unistd.h"),
-               "cuda/": ("cuda", "cooperative_groups", "cub/")}
+               "cuda/": ("cuda", "cublas", "cub/")}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 # <vector>, <cstdint>: no folder and no suffix. Of the C headers, math.h: its functions are not inline.
 STANDARD = re.compile(r"^([a-z_0-9]+|math\.h)$")
@@ -36,7 +36,7 @@ def own_include_error(header, target, existing):
 
 
 def foreign_include_error(header, target):
-    if header.endswith(".hpp") and target.startswith(("cuda", "cub/", "cooperative_groups")):
+    if header.endswith(".hpp") and target.startswith(("cuda", "cub")):
         return f"includes {target}: only a .cuh may include CUDA"
     if STANDARD.match(target):
         return None

@@ -5,9 +5,11 @@
 #include <cuda_runtime.h>
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <span>
 #include <vector>
 
@@ -146,6 +148,105 @@ struct DeviceCache {
     for (T& x : to) x = rounded(static_cast<float>(scale * random.normal() + 0.25), T{});
     return to;
   }
+};
+
+/// The keys and values of a cache on pages [kv_heads, page, dim], keys and values of one side by
+/// side, those of requests mixed.
+template <class T>
+class PagedCopy {
+ public:
+  /// `page` tokens, of which the capacity is a multiple.
+  PagedCopy(const DeviceCache<T>& cache, int page)
+      : page_(page),
+        pages_(cache.config.capacity / page),
+        row_(static_cast<std::size_t>(cache.config.dim)),
+        half_(static_cast<std::size_t>(cache.config.kv_heads * page) * row_),
+        pool_(2 * half_ * static_cast<std::size_t>(cache.config.requests * pages_)),
+        table_(static_cast<std::size_t>(cache.config.requests * pages_)) {
+    const DeviceCacheConfig& config = cache.config;
+    REQUIRE(config.capacity % page == 0);
+    std::vector<T> pool(pool_.span().size());
+    std::vector<std::int32_t> table;
+    for (int r = 0; r < config.requests; ++r) {
+      for (int p = 0; p < pages_; ++p) {
+        const int physical = (p * 7 % pages_) * config.requests + r;
+        table.push_back(physical);
+        for (int h = 0; h < config.kv_heads; ++h) {
+          const std::int64_t token =
+              (std::int64_t{r} * config.kv_heads + h) * config.capacity + std::int64_t{p} * page;
+          const auto from = token * config.dim;
+          const auto to = static_cast<std::size_t>(physical) * 2 * half_ +
+                          static_cast<std::size_t>(h * page) * row_;
+          const auto count = static_cast<std::size_t>(page) * row_;
+          std::copy_n(cache.keys.begin() + from, count, pool.data() + to);
+          std::copy_n(cache.values.begin() + from, count, pool.data() + to + half_);
+        }
+      }
+    }
+    pool_.set(pool);
+    table_.set(table);
+  }
+
+  [[nodiscard]] cuda::KeyValues<T> of(const DeviceCache<T>& cache) const {
+    const auto bytes = [](std::size_t size) { return static_cast<std::int64_t>(size * sizeof(T)); };
+    const PageStrides strides{.page = bytes(2 * half_),
+                              .head = bytes(static_cast<std::size_t>(page_) * row_),
+                              .token = bytes(row_)};
+    cuda::KeyValues<T> from = cache.device();
+    from.keys = pool_.data();
+    from.values = pool_.data() + half_;
+    from.key_strides = from.value_strides = strides;
+    from.block_table = table_.data();
+    from.table_stride = pages_;
+    from.page_tokens = page_;
+    return from;
+  }
+
+ private:
+  int page_;
+  int pages_;
+  std::size_t row_;
+  std::size_t half_;  // scalars of a page's keys
+  DeviceArray<T> pool_;
+  DeviceArray<std::int32_t> table_;
+};
+
+/// What `work(stream)` starts, captured to be replayed.
+class CapturedGraph {
+ public:
+  template <class Work>
+  explicit CapturedGraph(const Work& work) {
+    require(cudaStreamCreate(&stream_));
+    require(cudaDeviceSynchronize());
+    const cudaError_t capture = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed);
+    if (capture == cudaErrorNotSupported) {
+      std::printf("CUDA GRAPHS NOT TESTED: capture is not supported here\n");
+      return;
+    }
+    require(capture);
+    require(work(stream_));
+    require(cudaStreamEndCapture(stream_, &graph_));
+    require(cudaGraphInstantiate(&ready_, graph_, 0));
+  }
+  ~CapturedGraph() {
+    if (ready_ != nullptr) (void)cudaGraphExecDestroy(ready_);
+    if (graph_ != nullptr) (void)cudaGraphDestroy(graph_);
+    (void)cudaStreamDestroy(stream_);
+  }
+  CapturedGraph(const CapturedGraph&) = delete;
+  CapturedGraph& operator=(const CapturedGraph&) = delete;
+
+  [[nodiscard]] bool supported() const { return ready_ != nullptr; }
+  void replay() const {
+    require(cudaDeviceSynchronize());
+    require(cudaGraphLaunch(ready_, stream_));
+    require(cudaStreamSynchronize(stream_));
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t ready_ = nullptr;
 };
 
 /// Of outputs of about 1 and of their lse: sums of float in another order.

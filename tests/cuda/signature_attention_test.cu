@@ -7,7 +7,6 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <vector>
 
@@ -341,44 +340,8 @@ TEST_CASE("device: pages in any order have the result of rows at strides") {
   const auto words = step.drawn.get();
   for (const int page : {16, 64}) {
     CAPTURE(page);
-    // Pages [kv_heads, page, dim], keys and values of one side by side, those of requests mixed.
-    const int pages = 1536 / page;
-    const std::size_t half = 2 * static_cast<std::size_t>(page) * 64;
-    std::vector<bf16> pool(2 * static_cast<std::size_t>(pages) * 2 * half);
-    std::vector<std::int32_t> table(2 * static_cast<std::size_t>(pages));
-    for (int r = 0; r < 2; ++r) {
-      for (int p = 0; p < pages; ++p) {
-        const int physical = (p * 7 % pages) * 2 + r;
-        table[static_cast<std::size_t>(r * pages + p)] = physical;
-        for (int h = 0; h < 2; ++h) {
-          for (int s = 0; s < page; ++s) {
-            const std::size_t from =
-                static_cast<std::size_t>(((r * 2 + h) * 1536) + p * page + s) * 64;
-            const std::size_t to = static_cast<std::size_t>(physical) * 2 * half +
-                                   static_cast<std::size_t>(h * page + s) * 64;
-            std::copy_n(problem.keys.begin() + static_cast<std::ptrdiff_t>(from), 64,
-                        pool.begin() + static_cast<std::ptrdiff_t>(to));
-            std::copy_n(problem.values.begin() + static_cast<std::ptrdiff_t>(from), 64,
-                        pool.begin() + static_cast<std::ptrdiff_t>(to + half));
-          }
-        }
-      }
-    }
-    const DeviceArray<bf16> device_pool(pool);
-    const DeviceArray<std::int32_t> device_table(table);
-    const PageStrides strides{
-        .page = static_cast<std::int64_t>(4 * half), .head = page * 128, .token = 128};
-    step.batch.key_values = {.keys = device_pool.data(),
-                             .values = device_pool.data() + half,
-                             .key_strides = strides,
-                             .value_strides = strides,
-                             .block_table = device_table.data(),
-                             .table_stride = pages,
-                             .page_tokens = page,
-                             .tokens = problem.device_tokens.data(),
-                             .requests = 2,
-                             .kv_heads = 2,
-                             .dim = 64};
+    const PagedCopy<bf16> pages(problem, page);
+    step.batch.key_values = pages.of(problem);
     require(problem.index.build(step.batch.key_values, problem.ends.data(), 1500, nullptr));
     step.run();
     CHECK(step.out.get() == expected);
@@ -430,39 +393,23 @@ TEST_CASE("device: a captured graph follows tokens, queries and steps that chang
   DeviceStep<bf16> step(problem, {.budget = {.fraction = 0.05}});
   step.workspace =
       std::make_unique<DeviceArray<std::byte>>(cuda::workspace_bytes(step.plan, problem.index));
-  cudaStream_t stream = nullptr;
-  require(cudaStreamCreate(&stream));
-  require(cudaDeviceSynchronize());
-  // Captured: the tokens that have left the window are indexed, then the step.
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t ready = nullptr;
-  const cudaError_t capture = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
-  if (capture == cudaErrorNotSupported) {
-    std::printf("CUDA GRAPHS NOT TESTED: capture is not supported here\n");
-    require(cudaStreamDestroy(stream));
-    return;
-  }
-  require(capture);
-  require(problem.index.append(problem.device(), problem.ends.data(), 128, stream));
-  require(cuda::decode(step.plan, problem.index, step.batch, step.workspace->span(), stream));
-  require(cudaStreamEndCapture(stream, &graph));
-  require(cudaGraphInstantiate(&ready, graph, 0));
-  for (int i = 0; i < 3; ++i) {
+  // The tokens that have left the window are indexed, then the step.
+  const CapturedGraph graph([&](cudaStream_t stream) {
+    const Status status = problem.index.append(problem.device(), problem.ends.data(), 128, stream);
+    if (!status.ok()) return status;
+    return cuda::decode(step.plan, problem.index, step.batch, step.workspace->span(), stream);
+  });
+  for (int i = 0; i < 3 && graph.supported(); ++i) {
     const std::vector<std::int32_t> tokens = {1401 + i, 1301 + 30 * i};
     const std::vector<std::int32_t> ends = {1337 + i, 1237 + 30 * i};
     problem.set_tokens(tokens);
     problem.ends.set(ends);
     step.set_step(static_cast<std::uint32_t>(20 + i));
-    require(cudaDeviceSynchronize());
-    require(cudaGraphLaunch(ready, stream));
-    require(cudaStreamSynchronize(stream));
+    graph.replay();
     const auto out = step.out.get();
     step.run();
     CHECK(step.out.get() == out);
   }
-  require(cudaGraphExecDestroy(ready));
-  require(cudaGraphDestroy(graph));
-  require(cudaStreamDestroy(stream));
 }
 
 // Nothing of these is on a device, and nothing gets that far.

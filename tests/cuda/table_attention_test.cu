@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -281,6 +281,29 @@ TEST_CASE("device: collisions are with tokens of the cache only, where tables ha
   CHECK(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); }));
 }
 
+TEST_CASE("device: tables of pages in any order have the result of rows at strides") {
+  TableProblem<bf16> problem({.capacity = 1536}, {});
+  problem.set_tokens({1500, 700});
+  problem.build({1436, 636});
+  TableStep<bf16> step(problem);
+  step.run();
+  const auto expected = step.out.get();
+  const auto words = tokens_drawn(step, 1, 5, 632);
+  for (const int page : {16, 64}) {
+    CAPTURE(page);
+    const PagedCopy<bf16> pages(problem, page);
+    step.batch.key_values = pages.of(problem);
+    require(problem.index->clear(nullptr));
+    for (int r = 0; r < 2; ++r) {
+      require(problem.index->build(step.batch.key_values, r, r == 0 ? 1436 : 636,
+                                   problem.workspace.span(), problem.blas.get(), nullptr));
+    }
+    step.run();
+    CHECK(step.out.get() == expected);
+    CHECK(tokens_drawn(step, 1, 5, 632) == words);
+  }
+}
+
 TEST_CASE("device: tables with a scale that is given, be it negative") {
   TableProblem<bf16> problem({.requests = 1, .capacity = 1500}, {});
   problem.set_tokens({1500});
@@ -303,6 +326,52 @@ TEST_CASE("device: a zero query collides where its codes do, at cosine 0") {
   TableStep<float> step(problem, {.min_collisions = 1});
   step.run();
   CHECK(check_step(step, {900}) > 0);
+}
+
+TEST_CASE("device: a key that is not a number is seen, until its request is built anew") {
+  TableProblem<float> problem({.query_heads = 4, .kv_heads = 2, .capacity = 700}, {});
+  problem.set_tokens({700, 700});
+  std::vector<float> keys = problem.keys;
+  keys[(700 + 401) * 64 + 3] = std::nanf("");  // of request 0, KV head 1
+  problem.device_keys.set(keys);
+  problem.build({636, 636});
+  TableStep<float> step(problem);
+  const auto lost = [&] {
+    step.run();
+    const auto lse = step.lse.get();
+    std::vector<bool> heads;
+    for (const float x : lse) heads.push_back(std::isnan(x));
+    return heads;
+  };
+  const std::vector<bool> second_head = {false, false, true, true, false, false, false, false};
+  CHECK(lost() == second_head);
+  problem.device_keys.set(problem.keys);
+  CHECK(lost() == second_head);  // what was hashed is not known
+  problem.build({636, 636});
+  CHECK(lost() == std::vector<bool>(8, false));
+  CHECK(check_step(step, {700, 700}) > 0);
+}
+
+TEST_CASE("device: a value that is not finite is seen by the heads that drew it only") {
+  TableProblem<float> problem({.requests = 1, .query_heads = 4, .kv_heads = 1, .capacity = 900},
+                              {});
+  problem.set_tokens({900});
+  problem.build({836});
+  TableStep<float> step(problem);
+  step.run();
+  const auto first = tokens_drawn(step, 0, 0, 832);
+  const auto second = tokens_drawn(step, 0, 1, 832);
+  std::vector<TokenId> alone;
+  std::set_difference(first.begin(), first.end(), second.begin(), second.end(),
+                      std::back_inserter(alone));
+  REQUIRE(!alone.empty());
+  std::vector<float> values = problem.values;
+  values[static_cast<std::size_t>(alone[0]) * 64 + 5] = std::numeric_limits<float>::infinity();
+  problem.device_values.set(values);
+  step.run();
+  const auto out = step.out.get();
+  CHECK(std::isinf(out[5]));
+  CHECK(std::isfinite(out[64 + 5]));
 }
 
 TEST_CASE("device: how tables' tokens are split changes rounding only") {
@@ -333,37 +402,20 @@ TEST_CASE("device: a captured graph looks up what queries and caches have become
   TableStep<bf16> step(problem);
   step.workspace =
       std::make_unique<DeviceArray<std::byte>>(cuda::workspace_bytes(step.plan, *problem.index));
-  cudaStream_t stream = nullptr;
-  require(cudaStreamCreate(&stream));
-  require(cudaDeviceSynchronize());
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t ready = nullptr;
-  const cudaError_t capture = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
-  if (capture == cudaErrorNotSupported) {
-    std::printf("CUDA GRAPHS NOT TESTED: capture is not supported here\n");
-    require(cudaStreamDestroy(stream));
-    return;
-  }
-  require(capture);
-  require(cuda::decode(step.plan, *problem.index, step.batch, step.workspace->span(), stream));
-  require(cudaStreamEndCapture(stream, &graph));
-  require(cudaGraphInstantiate(&ready, graph, 0));
-  for (int i = 0; i < 3; ++i) {
+  const CapturedGraph graph([&](cudaStream_t stream) {
+    return cuda::decode(step.plan, *problem.index, step.batch, step.workspace->span(), stream);
+  });
+  for (int i = 0; i < 3 && graph.supported(); ++i) {
     problem.set_tokens({1401 + i, 1301 + 30 * i});
     require(problem.index->append(problem.device(), 1, 1240 + 120 * i, problem.workspace.span(),
                                   problem.blas.get(), nullptr));
     std::rotate(problem.queries.begin(), problem.queries.begin() + 64, problem.queries.end());
     problem.device_queries.set(problem.queries);
-    require(cudaDeviceSynchronize());
-    require(cudaGraphLaunch(ready, stream));
-    require(cudaStreamSynchronize(stream));
+    graph.replay();
     const auto out = step.out.get();
     step.run();
     CHECK(step.out.get() == out);
   }
-  require(cudaGraphExecDestroy(ready));
-  require(cudaGraphDestroy(graph));
-  require(cudaStreamDestroy(stream));
 }
 
 TEST_CASE("device: a step by tables refuses what it cannot do") {

@@ -177,9 +177,8 @@ struct TableProblem : DeviceCache<T> {
     return *made;
   }
   [[nodiscard]] std::unique_ptr<cuda::BucketTables> make_index() const {
-    auto made = cuda::BucketTables::create(planes, tables_config(), memory.span());
+    auto made = cuda::BucketTables::create(planes, tables_config(), memory.span(), nullptr);
     require(made.status());
-    require(made->clear(nullptr));
     return std::make_unique<cuda::BucketTables>(std::move(*made));
   }
 };

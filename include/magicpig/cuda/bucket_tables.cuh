@@ -36,6 +36,8 @@ struct TableView {
   float* norms = nullptr;            // [requests, kv_heads, segments * segment_tokens]
   float* centres = nullptr;          // [requests, kv_heads, dim]
   std::int32_t* counts = nullptr;    // [requests] tokens
+  // [requests, kv_heads] not 0 where a key was hashed that is not finite
+  std::int32_t* spoiled = nullptr;
   int requests = 0;
   int kv_heads = 0;
   int dim = 0;
@@ -169,19 +171,15 @@ class BucketTables {
                     config);
   }
 
-  /// `memory` on the device, of at least bytes(), and of the planes; clear() it before anything
-  /// else. Errors: sizes out of bounds, memory that is too small, memory of the host; what CUB says
-  /// when it is asked what it needs.
+  /// Empty tables in `memory` on the device, of at least bytes(), in the order of `stream`. Errors:
+  /// sizes out of bounds, memory that is too small, memory of the host, those of the runtime; what
+  /// CUB says when it is asked what it needs.
   [[nodiscard]] static Result<BucketTables> create(const SignPlanes& planes,
                                                    const BucketTablesConfig& config,
-                                                   std::span<std::byte> memory) noexcept {
-    constexpr int kMost = 65535;  // of the second and third dimension of a grid
-    if (config.requests < 1 || config.requests > kMost || config.kv_heads < 1 ||
-        config.kv_heads > kMost) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "requests %d and kv_heads %d must lie in [1, %d]", config.requests,
-                           config.kv_heads, kMost);
-    }
+                                                   std::span<std::byte> memory,
+                                                   cudaStream_t stream) noexcept {
+    const Status heads = check_heads(config.requests, config.kv_heads);
+    if (!heads.ok()) return heads;
     if (config.segment_tokens < 64 || config.segment_tokens > kMaxSegmentTokens ||
         config.segment_tokens % 32 != 0) {
       return Status::error(ErrorCode::kInvalidArgument,
@@ -210,10 +208,10 @@ class BucketTables {
     if (!tables.counts_.resize(static_cast<std::size_t>(config.requests))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d requests", config.requests);
     }
-    for (TokenId& count : tables.counts_.span()) count = 0;
     const TableView& view = tables.view_;
-    const Status status =
+    Status status =
         sort_tables(view, view.segment_tokens, Scratch{}, tables.storage_bytes_, nullptr, nullptr);
+    if (status.ok()) status = tables.clear(stream);
     if (!status.ok()) return status;
     return tables;
   }
@@ -229,45 +227,53 @@ class BucketTables {
   /// Forgets all tokens of all requests.
   [[nodiscard]] Status clear(cudaStream_t stream) noexcept {
     for (TokenId& count : counts_.span()) count = 0;
-    return status_of(
-        cudaMemsetAsync(view_.counts, 0, counts_.size() * sizeof(std::int32_t), stream),
-        "clear counts");
+    const Status status =
+        status_of(cudaMemsetAsync(view_.counts, 0, counts_.size() * sizeof(std::int32_t), stream),
+                  "clear counts");
+    return status.ok() ? mend(0, view_.heads(), stream) : status;
   }
 
   /// Replaces what there is of a request by its tokens [first, end), with the means of their keys
-  /// as centres. An `end` at or below `first` leaves none. Errors: as append(); nothing is changed
-  /// by those of arguments.
+  /// as centres. An `end` at or below `first` leaves none; tokens beyond the capacity stay exact.
+  /// Of a key that is not finite nothing is known here: attention of its KV head is not finite
+  /// then, until the request is built anew or has been empty. Errors: as append().
   template <class T>
   [[nodiscard]] Status build(const KeyValues<T>& from, int request, TokenId end,
                              std::span<std::byte> workspace, cublasHandle_t blas,
                              cudaStream_t stream) noexcept {
-    Status status = check_change(from, request, end, workspace.size());
+    Status status = check_change(from, request, workspace.size());
     if (status.ok()) status = commit(request, 0, stream);
     return status.ok() ? extend(from, request, end, workspace, blas, stream) : status;
   }
 
   /// Takes over tokens of a request before `end`, in multiples of seal_tokens; the others stay
-  /// exact until a later call. The first call of an empty request makes its centres. An `end` at or
-  /// below that of the tokens that it has changes nothing. Errors: as KeyValues::check(), other
-  /// heads or dimensions than these are for, a request that there is not, an `end` beyond the
-  /// capacity, a workspace that is too small; those of cuBLAS, CUB and the runtime, after which the
-  /// request is to be built anew.
+  /// exact until a later call, and those beyond the capacity for good. The first call of an empty
+  /// request makes its centres. An `end` at or below that of the tokens that it has changes
+  /// nothing. Errors, which leave the request as it is: as KeyValues::check(), other heads or
+  /// dimensions than these are for, a request that there is not, a workspace that is too small.
+  /// Those of cuBLAS, CUB and the runtime, too; what the device did until then may be lost with
+  /// them.
   template <class T>
   [[nodiscard]] Status append(const KeyValues<T>& from, int request, TokenId end,
                               std::span<std::byte> workspace, cublasHandle_t blas,
                               cudaStream_t stream) noexcept {
-    const Status status = check_change(from, request, end, workspace.size());
-    const TokenId had = status.ok() ? indexed(request).end : end;
+    const Status status = check_change(from, request, workspace.size());
+    if (!status.ok()) return status;
+    const TokenId had = indexed(request).end;
+    end = (std::min)(end, view_.first + view_.capacity);
     if (end <= had) return status;
     return extend(from, request, end - (end - had) % seal_tokens_, workspace, blas, stream);
   }
 
   /// Forgets tokens of a request from `end` on. An `end` beyond those that it has changes nothing.
-  /// Errors: a request that there is not, a workspace that is too small; those of CUB and the
-  /// runtime, after which the request is to be built anew.
+  /// Errors: a request that there is not, a negative `end`, a workspace that is too small; those of
+  /// CUB and the runtime, after which the request is empty.
   [[nodiscard]] Status truncate(int request, TokenId end, std::span<std::byte> workspace,
                                 cudaStream_t stream) noexcept {
     Status status = check_request(request);
+    if (status.ok() && end < 0) {
+      status = Status::error(ErrorCode::kInvalidArgument, "end %d must not be negative", end);
+    }
     if (status.ok()) status = check_workspace(workspace.size(), workspace_bytes(), "the change");
     const int rest = view_.count_at(end);
     if (!status.ok() || rest >= count(request)) return status;
@@ -281,23 +287,15 @@ class BucketTables {
       status = unsort(head, segment, tokens, scratch, stream);
       if (status.ok()) status = sort(head, segment, tokens, scratch, stream);
     }
-    return status.ok() ? commit(request, rest, stream) : status;
+    if (status.ok()) return commit(request, rest, stream);
+    (void)commit(request, 0, stream);  // of some heads the segment has been cut
+    return status;
   }
 
   /// Errors: as KeyValues::check(), other requests, heads or dimensions than these are for.
   template <class T>
   [[nodiscard]] Status check(const KeyValues<T>& from) const noexcept {
-    const Status status = from.check();
-    if (!status.ok()) return status;
-    if (from.requests == view_.requests && from.kv_heads == view_.kv_heads &&
-        from.dim == view_.dim) {
-      return Status();
-    }
-    return Status::error(ErrorCode::kShapeMismatch,
-                         "keys of %d requests, %d KV heads, %d dimensions; the tables are for %d, "
-                         "%d and %d",
-                         from.requests, from.kv_heads, from.dim, view_.requests, view_.kv_heads,
-                         view_.dim);
+    return from.check_for(view_, "tables");
   }
 
   /// Tokens of a request that are indexed once the stream has done what it was given.
@@ -343,6 +341,7 @@ class BucketTables {
     view.norms = arena.take<float>(tokens);
     view.centres = arena.take<float>(view.heads() * static_cast<std::size_t>(view.dim));
     view.counts = arena.take<std::int32_t>(static_cast<std::size_t>(view.requests));
+    view.spoiled = arena.take<std::int32_t>(view.heads());
     return view;
   }
 
@@ -365,15 +364,12 @@ class BucketTables {
                          view_.requests);
   }
   template <class T>
-  [[nodiscard]] Status check_change(const KeyValues<T>& from, int request, TokenId end,
+  [[nodiscard]] Status check_change(const KeyValues<T>& from, int request,
                                     std::size_t workspace) const noexcept {
     Status status = check(from);
     if (status.ok()) status = check_request(request);
     if (status.ok()) status = check_workspace(workspace, workspace_bytes(), "the change");
-    if (!status.ok() || end <= view_.first || end - view_.first <= view_.capacity) return status;
-    return Status::error(ErrorCode::kInvalidArgument,
-                         "token %d is beyond the capacity of %d tokens from token %d on", end - 1,
-                         view_.capacity, view_.first);
+    return status;
   }
 
   // Indexes the tokens of a request that come before `end`; the first ones make its centres.
@@ -389,8 +385,13 @@ class BucketTables {
     const KeyHasher hasher(planes_, arena, blas);
     Status status = number(scratch, stream);
     if (status.ok() && had == 0) {
-      status = hasher.make_centres(from, request, {.begin = view_.first, .end = end},
-                                   view_.centres + view_.head(request, 0) * view_.dim, stream);
+      const std::int64_t head = view_.head(request, 0);
+      status = mend(head, static_cast<std::size_t>(view_.kv_heads), stream);
+      if (status.ok()) {
+        const TokenRange tokens{.begin = view_.first, .end = view_.first + total};
+        status =
+            hasher.make_centres(from, request, tokens, view_.centres + head * view_.dim, stream);
+      }
     }
     for (int done = had; done < total && status.ok();) {
       const int segment = done / view_.segment_tokens;
@@ -402,7 +403,8 @@ class BucketTables {
         const TokenId begin = view_.first + done;
         const HashPlaces places{.codes = scratch.codes + old,
                                 .stride = view_.segment_tokens,
-                                .norms = view_.head_norms(head) + done};
+                                .norms = view_.head_norms(head) + done,
+                                .spoiled = view_.spoiled + head};
         if (status.ok()) {
           status = hasher.hash(from, request, h, {.begin = begin, .end = begin + tokens - old},
                                view_.centres + head * view_.dim, places, stream);
@@ -463,6 +465,13 @@ class BucketTables {
             static_cast<const std::uint16_t*>(scratch.numbers), ids,
             view.tables * view.segment_tokens, view.tables, begins, ends, 0, bits, stream),
         "cub::DeviceSegmentedRadixSort");
+  }
+
+  // KV heads of which no key is not finite.
+  [[nodiscard]] Status mend(std::int64_t head, std::size_t count,
+                            cudaStream_t stream) const noexcept {
+    return status_of(cudaMemsetAsync(view_.spoiled + head, 0, count * sizeof(std::int32_t), stream),
+                     "clear heads");
   }
 
   // How many tokens a request has, here and, in the order of the stream, on the device.

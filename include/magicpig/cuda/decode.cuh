@@ -3,6 +3,7 @@
 // parts.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -20,7 +21,7 @@
 namespace magicpig::inline MAGICPIG_ABI {
 namespace cuda {
 
-/// What all requests of a decode step share. The sampler is copied.
+/// What all requests of a decode step share. The sampler is read during the call.
 template <class SamplerType>
 struct DecodePlan {
   using Sampler = SamplerType;
@@ -183,11 +184,11 @@ template <class Sampler, class T, class Out>
     return Status::error(ErrorCode::kNonFinite, "scale %g is not finite",
                          static_cast<double>(plan.scale));
   }
-  constexpr int kMost = 65535;  // of the second and third dimension of a grid
-  if (plan.splits < 1 || plan.splits > kMost || from.requests > kMost || from.kv_heads > kMost) {
+  if (plan.splits < 1 || plan.splits > kMostOfGrid || from.requests > kMostOfGrid ||
+      from.kv_heads > kMostOfGrid) {
     return Status::error(ErrorCode::kInvalidArgument,
                          "splits %d must lie in [1, %d], requests %d and kv_heads %d not above it",
-                         plan.splits, kMost, from.requests, from.kv_heads);
+                         plan.splits, kMostOfGrid, from.requests, from.kv_heads);
   }
   if (batch.queries == nullptr || batch.out == nullptr) {
     return Status::error(ErrorCode::kInvalidArgument, "queries or out are null");
@@ -228,6 +229,25 @@ template <class Choose>
   if (dim == 96) return with_heads<96>(group, chosen);
   if (dim == 128) return with_heads<128>(group, chosen);
   return with_heads<256>(group, chosen);
+}
+
+/// The grid of a kernel that attends with GroupAttention<T, kDim, kHeads> and needs `shared_bytes`
+/// for what it does before it writes.
+template <class Attention, class Plan, class T>
+[[nodiscard]] Grid attend_grid(const Plan& plan, const KeyValues<T>& from,
+                               std::size_t shared_bytes) {
+  return {.blocks = dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(from.kv_heads),
+                         static_cast<unsigned>(from.requests)),
+          .threads = kAttendThreads,
+          .shared_bytes = (std::max)(shared_bytes, Attention::kSharedFloats * sizeof(float))};
+}
+/// What that kernel is told.
+template <class Plan, class T>
+[[nodiscard]] AttendInput attend_input(const Plan& plan, const KeyValues<T>& from) {
+  return {.group = plan.query_heads / from.kv_heads,
+          .scale = plan.logit_scale(from.dim),
+          .layer = plan.layer,
+          .exact_below = plan.exact_below};
 }
 
 /// The last kernel of a step.

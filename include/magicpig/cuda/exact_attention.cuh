@@ -71,15 +71,9 @@ template <class T, class Out>
   Arena arena(workspace);
   const SplitSums sums = SplitSums::carve(arena, heads, plan.splits, group, from.dim);
   status = with_shape(from.dim, group, [&]<int kDim, int kHeads>() {
-    const Grid grid{
-        .blocks = dim3(static_cast<unsigned>(plan.splits), static_cast<unsigned>(from.kv_heads),
-                       static_cast<unsigned>(from.requests)),
-        .threads = kAttendThreads,
-        .shared_bytes = GroupAttention<T, kDim, kHeads>::kSharedFloats * sizeof(float)};
-    const AttendInput input{
-        .group = group, .scale = plan.logit_scale(from.dim), .layer = 0, .exact_below = 0};
+    const Grid grid = attend_grid<GroupAttention<T, kDim, kHeads>>(plan, from, 0);
     return launch("attend_exact_kernel", attend_exact_kernel<T, kDim, kHeads>, grid, stream, from,
-                  batch.queries, input, sums);
+                  batch.queries, attend_input(plan, from), sums);
   });
   return status.ok() ? merge(plan, batch, sums, stream) : status;
 }

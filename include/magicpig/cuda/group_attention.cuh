@@ -178,8 +178,9 @@ class GroupAttention {
       for (int j = 0; j < kPart; ++j) sums_[g][j] *= before;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        // A row that a head does not have has no weight; one of a NaN keeps it.
-        const float weight = factors[u] == -INFINITY ? 0.0F : exp2f(logits[u] - largest);
+        // A row that a head does not have has no weight, nor has its value; one of a NaN keeps it.
+        if (factors[u] == -INFINITY) continue;
+        const float weight = exp2f(logits[u] - largest);
         weight_[g] += weight;
 #pragma unroll
         for (int j = 0; j < kPart; ++j) sums_[g][j] += weight * values[u][j];

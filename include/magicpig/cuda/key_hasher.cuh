@@ -41,12 +41,14 @@ __global__ void centre_kernel(KeyValues<T> from, int request, TokenRange tokens,
 inline constexpr int kHashedTokens = 2048;
 
 inline constexpr int kSplitThreads = 256;
+inline constexpr float kMostFloat = 0x1.fffffep127F;
 
-/// The parts of k - c, [tokens, kFloatParts, dim]: high, low, high; and |k - c|. A warp per token.
+/// The parts of k - c, [tokens, kFloatParts, dim]: high, low, high; and |k - c|. Sets `spoiled`,
+/// where it is not null, if one of these is not finite. A warp per token.
 template <class T>
 __global__ void __launch_bounds__(kSplitThreads)
     split_kernel(KeyValues<T> from, int request, int kv_head, TokenRange tokens,
-                 const float* centre, bf16* parts, float* norms) {
+                 const float* centre, bf16* parts, float* norms, std::int32_t* spoiled) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int i = static_cast<int>(blockIdx.x) * (kSplitThreads / kWarp) +
                 static_cast<int>(threadIdx.x) / kWarp;
@@ -64,7 +66,10 @@ __global__ void __launch_bounds__(kSplitThreads)
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     square += __shfl_xor_sync(kAllLanes, square, lanes);
   }
-  if (lane == 0) norms[i] = static_cast<float>(__dsqrt_rn(square));
+  if (lane != 0) return;
+  const auto norm = static_cast<float>(__dsqrt_rn(square));
+  norms[i] = norm;
+  if (spoiled != nullptr && !(norm <= kMostFloat)) *spoiled = 1;
 }
 
 inline constexpr int kPackThreads = 256;
@@ -99,14 +104,15 @@ static __global__ void __launch_bounds__(kPackThreads)
 
 /// Where hashes of some tokens of one KV head go.
 struct HashPlaces {
-  Code* codes = nullptr;   ///< [tables, stride], the first of each row
-  int stride = 0;          ///< codes from a table to the next
-  float* norms = nullptr;  ///< |k - c|
+  Code* codes = nullptr;            ///< [tables, stride], the first of each row
+  int stride = 0;                   ///< codes from a table to the next
+  float* norms = nullptr;           ///< |k - c|
+  std::int32_t* spoiled = nullptr;  ///< set to 1 if one of them is not finite; null for nobody
 };
 
 /// Hashes keys to tables' codes, as magicpig::KeyHasher does on the host. Projections are products
 /// of numbers that bf16 holds in two parts, added up in float, so that codes are the host's but
-/// where a projection is within some 2^-16 of |k - c| |plane| of 0.
+/// where a projection is within 2^-15 of |k - c| |plane| of 0.
 class KeyHasher {
  public:
   /// Takes its scratch from `arena`, of memory on the device. `blas` is the host's, of the device
@@ -134,29 +140,49 @@ class KeyHasher {
   }
 
   /// Codes and norms of the keys of `tokens` of one KV head of a request, less `centre` [dim].
-  /// Errors: what cuBLAS and the runtime say. A key that is not finite has codes without meaning.
+  /// Errors: keys of another dimension than the planes, what cuBLAS and the runtime say. A key that
+  /// is not finite has codes without meaning.
   template <class T>
   [[nodiscard]] Status hash(const KeyValues<T>& from, int request, int kv_head, TokenRange tokens,
                             const float* centre, const HashPlaces& to,
                             cudaStream_t stream) const noexcept {
-    Status status = status_of(cublasSetStream(blas_, stream), "cublasSetStream");
-    if (status.ok()) {
-      status =
-          status_of(cublasSetPointerMode(blas_, CUBLAS_POINTER_MODE_HOST), "cublasSetPointerMode");
+    if (from.dim != planes_.dim) {
+      return Status::error(ErrorCode::kShapeMismatch, "keys of %d dimensions, planes of %d",
+                           from.dim, planes_.dim);
     }
+    cublasPointerMode_t mode = CUBLAS_POINTER_MODE_HOST;
+    Status status = take_handle(stream, mode);
     for (TokenId t = tokens.begin; t < tokens.end && status.ok(); t += kHashedTokens) {
       const int count = (std::min)(tokens.end - t, kHashedTokens);
       const HashPlaces own{.codes = to.codes + (t - tokens.begin),
                            .stride = to.stride,
-                           .norms = to.norms + (t - tokens.begin)};
+                           .norms = to.norms + (t - tokens.begin),
+                           .spoiled = to.spoiled};
       status = split(from, request, kv_head, {.begin = t, .end = t + count}, centre, own, stream);
       if (status.ok()) status = project(count);
       if (status.ok()) status = pack(count, own, stream);
     }
+    if (mode != CUBLAS_POINTER_MODE_HOST) (void)cublasSetPointerMode(blas_, mode);
     return status;
   }
 
  private:
+  // Has the handle work on `stream` with scalars of the host's; `mode` is what it had before. A
+  // stream that it has already is not set, as that would take a workspace of the host's from it.
+  [[nodiscard]] Status take_handle(cudaStream_t stream, cublasPointerMode_t& mode) const noexcept {
+    cudaStream_t present = nullptr;
+    Status status = status_of(cublasGetStream(blas_, &present), "cublasGetStream");
+    if (status.ok() && present != stream) {
+      status = status_of(cublasSetStream(blas_, stream), "cublasSetStream");
+    }
+    if (status.ok()) status = status_of(cublasGetPointerMode(blas_, &mode), "cublasGetPointerMode");
+    if (status.ok() && mode != CUBLAS_POINTER_MODE_HOST) {
+      status =
+          status_of(cublasSetPointerMode(blas_, CUBLAS_POINTER_MODE_HOST), "cublasSetPointerMode");
+    }
+    return status;
+  }
+
   template <class T>
   [[nodiscard]] Status split(const KeyValues<T>& from, int request, int kv_head, TokenRange tokens,
                              const float* centre, const HashPlaces& to,
@@ -165,7 +191,7 @@ class KeyHasher {
     const Grid grid{.blocks = dim3(static_cast<unsigned>((tokens.size() - 1) / kWarps + 1)),
                     .threads = kSplitThreads};
     return launch("split_kernel", split_kernel<T>, grid, stream, from, request, kv_head, tokens,
-                  centre, parts_, to.norms);
+                  centre, parts_, to.norms, to.spoiled);
   }
 
   // Both matrices have rows of kFloatParts * dim, which are columns to cuBLAS.

@@ -24,6 +24,16 @@ inline constexpr int kMaxGroup = 16;
 /// Bytes to whose multiples every row is aligned: rows are read so many bytes at a time.
 inline constexpr int kRowAlignment = 16;
 
+/// Error: requests or KV heads that are not at least 1, or too many for a grid.
+[[nodiscard]] inline Status check_heads(int requests, int kv_heads) noexcept {
+  if (requests >= 1 && requests <= kMostOfGrid && kv_heads >= 1 && kv_heads <= kMostOfGrid) {
+    return Status();
+  }
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "requests %d and kv_heads %d must lie in [1, %d]", requests, kv_heads,
+                       kMostOfGrid);
+}
+
 /// The caches of one layer's requests. The row of KV head h in slot s of page p begins at
 /// p * page + h * head + s * token bytes, for keys and for values. With a block table token t of
 /// request r is in slot t % page_tokens of page block_table[r, t / page_tokens]; without one it is
@@ -71,6 +81,20 @@ struct KeyValues {
                            kRowAlignment);
     }
     return Status();
+  }
+
+  /// Errors: as check(), other requests, heads or dimensions than an index of `kind` is for.
+  template <class View>
+  [[nodiscard]] Status check_for(const View& index, const char* kind) const noexcept {
+    const Status status = check();
+    if (!status.ok()) return status;
+    if (requests == index.requests && kv_heads == index.kv_heads && dim == index.dim) {
+      return Status();
+    }
+    return Status::error(ErrorCode::kShapeMismatch,
+                         "keys of %d requests, %d KV heads, %d dimensions; the %s are for %d, %d "
+                         "and %d",
+                         requests, kv_heads, dim, kind, index.requests, index.kv_heads, index.dim);
   }
 
   /// Rows without a block table, [requests, kv_heads, capacity, dim].

@@ -20,10 +20,14 @@ namespace cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
+/// Blocks in the second and the third dimension of a grid, at most.
+inline constexpr int kMostOfGrid = 65535;
 
-/// `call` is named in the message.
+/// `call` is named in the message. The runtime forgets the error, where it can, so that whoever
+/// asks next for the last one does not take it for its own.
 [[nodiscard]] inline Status status_of(cudaError_t error, const char* call) noexcept {
   if (error == cudaSuccess) return Status();
+  (void)cudaGetLastError();
   return Status::device(static_cast<int>(error), call, cudaGetErrorString(error));
 }
 
@@ -33,6 +37,28 @@ struct Grid {
   std::size_t shared_bytes = 0;
 };
 
+/// Lets a kernel have so much dynamic shared memory: as much as the device has, if it may not yet,
+/// so that nothing that is started meanwhile finds less than it asked for.
+template <class... Parameters>
+[[nodiscard]] Status allow_shared(const char* name, void (*kernel)(Parameters...),
+                                  std::size_t bytes) noexcept {
+  cudaFuncAttributes now = {};
+  Status status = status_of(cudaFuncGetAttributes(&now, kernel), name);
+  if (!status.ok() || static_cast<std::size_t>(now.maxDynamicSharedSizeBytes) >= bytes) {
+    return status;
+  }
+  int device = 0;
+  int most = 0;
+  status = status_of(cudaGetDevice(&device), name);
+  if (!status.ok()) return status;
+  status = status_of(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                     name);
+  if (!status.ok()) return status;
+  most -= static_cast<int>(now.sharedSizeBytes);
+  return status_of(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+                   name);
+}
+
 /// Starts a kernel; may be captured in a graph. Does nothing where a dimension of the grid is 0.
 /// Errors: what the runtime says of this launch.
 template <class... Parameters, class... Arguments>
@@ -41,9 +67,8 @@ template <class... Parameters, class... Arguments>
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return Status();
   constexpr std::size_t kUnasked = 48 * 1024;  // of shared memory
   if (grid.shared_bytes > kUnasked) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
-    if (error != cudaSuccess) return status_of(error, name);
+    const Status status = allow_shared(name, kernel, grid.shared_bytes);
+    if (!status.ok()) return status;
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;

@@ -18,10 +18,9 @@
 namespace magicpig::inline MAGICPIG_ABI {
 namespace cuda {
 
-/// Numbers of bf16 in which kernels and cuBLAS have a float x: its high part h, x rounded, and its
-/// low part l, x - h rounded; x = h + l to 2^-17 of it. The product of two floats is then h h' + l
-/// h'
-/// + h l' to 2^-16: three products of bf16 by tensor cores, added up in float.
+/// Numbers of bf16 in which cuBLAS has a float x: its high part h, x rounded, and its low part l,
+/// x - h rounded; x = h + l to 2^-17 of it. The product of two floats is then h h' + l h' + h l',
+/// to 2^-15 at worst: three products of bf16 by tensor cores, added up in float.
 inline constexpr int kFloatParts = 3;
 
 /// What kernels see of planes. Plane b * tables + l gives bit b of the code in table l.

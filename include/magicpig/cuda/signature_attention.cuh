@@ -284,17 +284,11 @@ class SignatureLaunch {
 
   [[nodiscard]] Status attend() const noexcept {
     return with_shape(view_.dim, group_, [this]<int kDim, int kHeads>() {
-      constexpr std::size_t kReduce =
-          GroupAttention<T, kDim, kHeads>::kSharedFloats * sizeof(float);
-      const Grid grid{.blocks = dim3(static_cast<unsigned>(plan_.splits), kv_heads(), requests()),
-                      .threads = kAttendThreads,
-                      .shared_bytes = (std::max)(sizeof(RoundShared) + table_bytes(), kReduce)};
-      const AttendInput input{.group = group_,
-                              .scale = plan_.logit_scale(view_.dim),
-                              .layer = plan_.layer,
-                              .exact_below = plan_.exact_below};
-      return launch("attend_kernel", attend_kernel<T, kDim, kHeads>, grid, stream_, view_,
-                    batch_.key_values, batch_.queries, input, batch_.seeds, batch_.steps, scratch_,
+      const KeyValues<T>& from = batch_.key_values;
+      const Grid grid = attend_grid<GroupAttention<T, kDim, kHeads>>(
+          plan_, from, sizeof(RoundShared) + table_bytes());
+      return launch("attend_kernel", attend_kernel<T, kDim, kHeads>, grid, stream_, view_, from,
+                    batch_.queries, attend_input(plan_, from), batch_.seeds, batch_.steps, scratch_,
                     batch_.drawn);
     });
   }

@@ -263,13 +263,8 @@ class Signatures {
   [[nodiscard]] static Result<Signatures> create(const HadamardQuantiser& quantiser,
                                                  const SignaturesConfig& config,
                                                  std::span<std::byte> memory) noexcept {
-    constexpr int kMost = 65535;  // of the second and third dimension of a grid
-    if (config.requests < 1 || config.requests > kMost || config.kv_heads < 1 ||
-        config.kv_heads > kMost) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "requests %d and kv_heads %d must lie in [1, %d]", config.requests,
-                           config.kv_heads, kMost);
-    }
+    const Status heads = check_heads(config.requests, config.kv_heads);
+    if (!heads.ok()) return heads;
     if (config.capacity < 1 || config.first < 0 ||
         config.capacity > INT32_MAX - kSignatureSegment - config.first) {
       return Status::error(ErrorCode::kInvalidArgument,
@@ -353,17 +348,7 @@ class Signatures {
   /// Errors: as KeyValues::check(), other requests, heads or dimensions than these are for.
   template <class T>
   [[nodiscard]] Status check(const KeyValues<T>& from) const noexcept {
-    const Status status = from.check();
-    if (!status.ok()) return status;
-    if (from.requests == view_.requests && from.kv_heads == view_.kv_heads &&
-        from.dim == view_.dim) {
-      return Status();
-    }
-    return Status::error(ErrorCode::kShapeMismatch,
-                         "keys of %d requests, %d KV heads, %d dimensions; the signatures are for "
-                         "%d, %d and %d",
-                         from.requests, from.kv_heads, from.dim, view_.requests, view_.kv_heads,
-                         view_.dim);
+    return from.check_for(view_, "signatures");
   }
 
   [[nodiscard]] const SignatureView& view() const { return view_; }

@@ -3,7 +3,6 @@
 // collides.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -120,8 +119,10 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
   const TokenId tokens = from.tokens[request];
   const int count = sampled_count(index, request, tokens, input.exact_below);
   const T* own = queries + head * input.group * kDim;
+  // Nothing that was drawn by codes of a key that is not finite can be trusted: it must be seen.
+  const bool spoiled = count > 0 && index.spoiled[head] != 0;
 
-  Attention attention(own, input.group, input.scale);
+  Attention attention(own, input.group, spoiled ? NAN : input.scale);
   const SplitPart exact(tokens - count, split, splits);
   attention.add(from, request, kv_head, exact.size(),
                 ExactRows{.begin = exact.begin, .first = index.first, .sampled = count});
@@ -168,12 +169,20 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
   return arena.bytes_needed();
 }
 
-/// Errors: as check_step(), a sampler of other K or L than the index.
+/// Errors: as check_step(), a sampler of other K or L than the index, more query heads than a grid
+/// has, or than an int counts in all requests.
 template <class T, class Out>
 [[nodiscard]] Status validate(const DecodePlan<Collisions>& plan, const BucketTables& index,
                               const DecodeBatch<T, Out>& batch) noexcept {
   const Status status = check_step(plan, index, batch);
-  return status.ok() ? plan.sampler->supports(index) : status;
+  if (!status.ok()) return status;
+  const std::int64_t queries = std::int64_t{index.view().requests} * plan.query_heads;
+  if (plan.query_heads > kMostOfGrid || queries > INT32_MAX) {
+    return Status::error(ErrorCode::kInvalidArgument,
+                         "query_heads %d must not be above %d, nor %lld in all requests above 2^31",
+                         plan.query_heads, kMostOfGrid, static_cast<long long>(queries));
+  }
+  return plan.sampler->supports(index);
 }
 
 /// One decode step of one layer by hash tables, as the one by signatures but for what is drawn:
@@ -195,32 +204,23 @@ template <class T, class Out>
   const TableView& view = index.view();
   const TableScratch scratch = TableScratch::carve(arena, plan, view);
   const CollisionView& rule = plan.sampler->view();
-  const auto requests = static_cast<unsigned>(view.requests);
-  const int group = plan.query_heads / view.kv_heads;
-
   status = hash_queries(index.planes(), batch.queries, view.requests * plan.query_heads,
                         scratch.codes, stream);
   if (!status.ok()) return status;
-  const Grid collide{.blocks = dim3(static_cast<unsigned>(view.segments),
-                                    static_cast<unsigned>(plan.query_heads), requests),
-                     .threads = kCollideThreads,
-                     .shared_bytes = static_cast<std::size_t>(rule.min_collisions) *
-                                     static_cast<std::size_t>(view.segment_tokens / 8)};
+  const Grid collide{
+      .blocks = dim3(static_cast<unsigned>(view.segments), static_cast<unsigned>(plan.query_heads),
+                     static_cast<unsigned>(view.requests)),
+      .threads = kCollideThreads,
+      .shared_bytes = static_cast<std::size_t>(rule.min_collisions) *
+                      static_cast<std::size_t>(view.segment_tokens / 8)};
   status = launch("collide_kernel", collide_kernel, collide, stream, view, rule, scratch.codes,
                   batch.key_values.tokens, plan.exact_below, scratch.drawn, batch.drawn);
   if (!status.ok()) return status;
-  status = with_shape(view.dim, group, [&]<int kDim, int kHeads>() {
-    constexpr std::size_t kReduce = GroupAttention<T, kDim, kHeads>::kSharedFloats * sizeof(float);
-    const Grid grid{.blocks = dim3(static_cast<unsigned>(plan.splits),
-                                   static_cast<unsigned>(view.kv_heads), requests),
-                    .threads = kAttendThreads,
-                    .shared_bytes = (std::max)(sizeof(TableRound), kReduce)};
-    const AttendInput input{.group = group,
-                            .scale = plan.logit_scale(view.dim),
-                            .layer = plan.layer,
-                            .exact_below = plan.exact_below};
+  const KeyValues<T>& from = batch.key_values;
+  status = with_shape(view.dim, plan.query_heads / view.kv_heads, [&]<int kDim, int kHeads>() {
+    const Grid grid = attend_grid<GroupAttention<T, kDim, kHeads>>(plan, from, sizeof(TableRound));
     return launch("attend_tables_kernel", attend_tables_kernel<T, kDim, kHeads>, grid, stream, view,
-                  rule, batch.key_values, batch.queries, input, scratch);
+                  rule, from, batch.queries, attend_input(plan, from), scratch);
   });
   return status.ok() ? merge(plan, batch, scratch.splits, stream) : status;
 }

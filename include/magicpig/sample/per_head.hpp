@@ -273,16 +273,15 @@ class PerHead {
     NoiseKey noise = input.noise;
     noise.first_head += static_cast<std::uint32_t>(input.kv_head);
     const OneHead<Source> source(input.key_values, input.kv_head);
-    return in_common(
-        sampler.template draw<Ops>(DrawInput<OneHead<Source>, Index>{.key_values = source,
-                                                                     .index = index,
-                                                                     .kv_head = 0,
-                                                                     .queries = input.queries,
-                                                                     .scale = input.scale,
-                                                                     .noise = noise,
-                                                                     .report = input.report,
-                                                                     .gone = input.gone},
-                                   own));
+    const DrawInput<OneHead<Source>, Index> alone{.key_values = source,
+                                                  .index = index,
+                                                  .kv_head = 0,
+                                                  .queries = input.queries,
+                                                  .scale = input.scale,
+                                                  .noise = noise,
+                                                  .report = input.report,
+                                                  .gone = input.gone};
+    return in_common(sampler.template draw<Ops>(alone, own));
   }
 
   [[nodiscard]] const Head& at(int kv_head) const {
