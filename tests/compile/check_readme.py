@@ -19,6 +19,7 @@ counts = []
 for page, source in (
     ("docs/layouts.md", "examples/layouts.cpp"),
     ("docs/embedding.md", "examples/llama_cpp/layer_attention.cpp"),
+    ("docs/cuda.md", "examples/device/decode.cu"),
 ):
     text = (root / source).read_text(encoding="utf-8")
     shown = blocks_of(page)
