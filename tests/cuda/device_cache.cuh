@@ -252,6 +252,18 @@ class CapturedGraph {
 /// Of outputs of about 1 and of their lse: sums of float in another order.
 inline constexpr double kTolerance = 2e-5;
 
+/// Calls use(candidates) with what a sampler draws on the host.
+template <class Sampler, class Source, class Index, class Use>
+void draw_on_host(const Sampler& sampler, const DrawInput<Source, Index>& input, const Use& use) {
+  const DrawLimits limits{.group = input.queries.count, .tokens = input.index.indexed().size()};
+  Arena count;
+  (void)sampler.carve(count, limits);
+  std::vector<std::byte> memory(count.bytes_needed());
+  Arena arena(memory);
+  auto scratch = sampler.carve(arena, limits);
+  use(sampler.template draw<ScalarOps>(input, scratch));
+}
+
 /// Outputs and lse of all requests' heads on the device against the host's of request `request`.
 template <class Out>
 void check_outputs(const std::vector<Out>& out, const std::vector<float>& lse, int request,

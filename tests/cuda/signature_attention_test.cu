@@ -176,14 +176,9 @@ struct HostStep {
           .scale = plan.logit_scale(),
           .noise = {
               .seed = step.seed_of(request), .step = step.step_of(request), .layer = plan.layer}};
-      Arena count;
-      const DrawLimits limits{.group = group, .tokens = index->indexed().size()};
-      (void)plan.sampler->carve(count, limits);
-      std::vector<std::byte> memory(count.bytes_needed());
-      Arena arena(memory);
-      auto scratch = plan.sampler->carve(arena, limits);
-      const auto candidates = plan.sampler->template draw<ScalarOps>(input, scratch);
-      drawn.emplace_back(candidates.tokens.begin(), candidates.tokens.end());
+      draw_on_host(*plan.sampler, input, [&](const auto& candidates) {
+        drawn.emplace_back(candidates.tokens.begin(), candidates.tokens.end());
+      });
     }
   }
 };

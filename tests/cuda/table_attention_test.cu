@@ -121,19 +121,14 @@ struct HostTableStep {
         .scale = plan.logit_scale(),
         .noise = {},
         .query_codes = codes.data() + std::int64_t{kv_head} * group * index->family().tables()};
-    Arena count;
-    const DrawLimits limits{.group = group, .tokens = index->indexed().size()};
-    (void)plan.sampler->carve(count, limits);
-    std::vector<std::byte> memory(count.bytes_needed());
-    Arena arena(memory);
-    auto scratch = plan.sampler->carve(arena, limits);
-    const auto candidates = plan.sampler->template draw<ScalarOps>(input, scratch);
     std::vector<TokenId> tokens;
-    for (std::size_t i = 0; i < candidates.tokens.size(); ++i) {
-      if (((candidates.members[i] >> (query_head % group)) & 1U) != 0) {
-        tokens.push_back(candidates.tokens[i]);
+    draw_on_host(*plan.sampler, input, [&](const auto& candidates) {
+      for (std::size_t i = 0; i < candidates.tokens.size(); ++i) {
+        if (((candidates.members[i] >> (query_head % group)) & 1U) != 0) {
+          tokens.push_back(candidates.tokens[i]);
+        }
       }
-    }
+    });
     return tokens;
   }
 

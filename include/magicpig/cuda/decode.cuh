@@ -131,15 +131,40 @@ template <class View>
   return count < exact_below ? 0 : count;
 }
 
-/// A split's part [begin, end) of `n` things.
+/// Things [begin, end) of some.
 struct SplitPart {
   int begin;
   int end;
-
-  __device__ SplitPart(std::int64_t n, int split, int splits)
-      : begin(static_cast<int>(n * split / splits)),
-        end(static_cast<int>(n * (split + 1) / splits)) {}
   [[nodiscard]] __device__ int size() const { return end - begin; }
+};
+
+/// What a block of threads attends to: one of the splits of a KV head of a request.
+struct SplitPlace {
+  int split;
+  int splits;
+  int kv_head;
+  int request;
+  std::int64_t head;  // of all requests'
+
+  __device__ explicit SplitPlace(int kv_heads)
+      : split(static_cast<int>(blockIdx.x)),
+        splits(static_cast<int>(gridDim.x)),
+        kv_head(static_cast<int>(blockIdx.y)),
+        request(static_cast<int>(blockIdx.z)),
+        head(std::int64_t{request} * kv_heads + kv_head) {}
+  /// Its part of `n` things.
+  [[nodiscard]] __device__ SplitPart part(std::int64_t n) const {
+    return {.begin = static_cast<int>(n * split / splits),
+            .end = static_cast<int>(n * (split + 1) / splits)};
+  }
+  /// Writes what the block's threads have added up, `shared` being free for all of them.
+  template <class Attention>
+  __device__ void write(Attention& attention, int group, void* shared,
+                        const SplitSums& sums) const {
+    const std::int64_t to = (head * splits + split) * group;
+    attention.write(static_cast<float*>(shared), sums.heads + to,
+                    sums.values + to * Attention::kSize);
+  }
 };
 
 /// A split's exact tokens: those before the `sampled` ones, which begin with token `first`, and

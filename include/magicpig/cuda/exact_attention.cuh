@@ -25,18 +25,13 @@ template <class T, int kDim, int kHeads>
 __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
     attend_exact_kernel(KeyValues<T> from, const T* queries, AttendInput input, SplitSums sums) {
   extern __shared__ __align__(16) unsigned char exact_shared[];
-  const int split = static_cast<int>(blockIdx.x);
-  const int splits = static_cast<int>(gridDim.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int request = static_cast<int>(blockIdx.z);
-  const std::int64_t head = std::int64_t{request} * from.kv_heads + kv_head;
-  GroupAttention<T, kDim, kHeads> attention(queries + head * input.group * kDim, input.group,
+  const SplitPlace place(from.kv_heads);
+  GroupAttention<T, kDim, kHeads> attention(queries + place.head * input.group * kDim, input.group,
                                             input.scale);
-  const SplitPart exact(from.tokens[request], split, splits);
-  attention.add(from, request, kv_head, exact.size(),
+  const SplitPart exact = place.part(from.tokens[place.request]);
+  attention.add(from, place.request, place.kv_head, exact.size(),
                 ExactRows{.begin = exact.begin, .first = 0, .sampled = 0});
-  const std::int64_t to = (head * splits + split) * input.group;
-  attention.write(reinterpret_cast<float*>(exact_shared), sums.heads + to, sums.values + to * kDim);
+  place.write(attention, input.group, exact_shared, sums);
 }
 
 /// Bytes of device memory that decode() needs, of any alignment, for a cache of these requests. The

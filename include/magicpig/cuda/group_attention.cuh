@@ -43,6 +43,7 @@ __device__ __forceinline__ JoinFactors join(float a, float b) {
 template <class T, int kDim, int kHeads>
 class GroupAttention {
  public:
+  static constexpr int kSize = kDim;  ///< of rows and of outputs
   /// Scalars per lane: as many as keep queries and sums in registers.
   static constexpr int kPart = kHeads > 8 && kDim <= 128 ? 4 : 8;
   static constexpr int kParts = kDim / kPart;

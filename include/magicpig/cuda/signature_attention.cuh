@@ -132,21 +132,20 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
   auto& round = *reinterpret_cast<RoundShared*>(attend_shared);
   auto* table = reinterpret_cast<std::uint32_t*>(attend_shared + sizeof(RoundShared));
 
-  const int split = static_cast<int>(blockIdx.x);
-  const int splits = static_cast<int>(gridDim.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int request = static_cast<int>(blockIdx.z);
+  const SplitPlace place(index.kv_heads);
+  const int kv_head = place.kv_head;
+  const int request = place.request;
   const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t head = index.head(request, kv_head);
+  const std::int64_t head = place.head;
   const TokenId tokens = from.tokens[request];
   const int count = sampled_count(index, request, tokens, input.exact_below);
 
   Attention attention(queries + head * input.group * kDim, input.group, input.scale);
-  const SplitPart exact(tokens - count, split, splits);
+  const SplitPart exact = place.part(tokens - count);
   attention.add(from, request, kv_head, exact.size(),
                 ExactRows{.begin = exact.begin, .first = index.first, .sampled = count});
 
-  const SplitPart blocks(blocks_of(count), split, splits);
+  const SplitPart blocks = place.part(blocks_of(count));
   const int last = blocks.end;
   int at = blocks.begin;
   if (at < last) {
@@ -195,10 +194,7 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
     __syncthreads();  // the round's scores and list have been read
     at = end;
   }
-
-  const std::int64_t to = (head * splits + split) * input.group;
-  attention.write(reinterpret_cast<float*>(attend_shared), scratch.splits.heads + to,
-                  scratch.splits.values + to * kDim);
+  place.write(attention, input.group, attend_shared, scratch.splits);
 }
 
 /// Bytes of device memory that decode() needs, of any alignment, for this plan and index. The plan

@@ -110,21 +110,18 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
   using Attention = GroupAttention<T, kDim, kHeads>;
   extern __shared__ __align__(16) unsigned char tables_shared[];
   auto& round = *reinterpret_cast<TableRound*>(tables_shared);
-  const int split = static_cast<int>(blockIdx.x);
-  const int splits = static_cast<int>(gridDim.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int request = static_cast<int>(blockIdx.z);
+  const SplitPlace place(index.kv_heads);
+  const std::int64_t head = place.head;
   const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t head = index.head(request, kv_head);
-  const TokenId tokens = from.tokens[request];
-  const int count = sampled_count(index, request, tokens, input.exact_below);
+  const TokenId tokens = from.tokens[place.request];
+  const int count = sampled_count(index, place.request, tokens, input.exact_below);
   const T* own = queries + head * input.group * kDim;
   // Nothing that was drawn by codes of a key that is not finite can be trusted: it must be seen.
   const bool spoiled = count > 0 && index.spoiled[head] != 0;
 
   Attention attention(own, input.group, spoiled ? NAN : input.scale);
-  const SplitPart exact(tokens - count, split, splits);
-  attention.add(from, request, kv_head, exact.size(),
+  const SplitPart exact = place.part(tokens - count);
+  attention.add(from, place.request, place.kv_head, exact.size(),
                 ExactRows{.begin = exact.begin, .first = index.first, .sampled = count});
 
   constexpr float kLog2E = 1.4426950408889634F;
@@ -132,7 +129,7 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
     measure_query(own + g * kDim, index.centres + head * kDim, kDim, input.scale * kLog2E, g,
                   round);
   }
-  const SplitPart words((count + 31) / 32, split, splits);
+  const SplitPart words = place.part((count + 31) / 32);
   const std::uint32_t* drawn = scratch.drawn + head * input.group * index.words();
   for (int at = words.begin; at < words.end; at += kRoundWords) {
     std::uint32_t any = 0;
@@ -145,7 +142,7 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
       }
     }
     const int listed = round.list.fill(any);
-    attention.add(from, request, kv_head, listed,
+    attention.add(from, place.request, place.kv_head, listed,
                   CollisionRows{.round = round,
                                 .rule = rule,
                                 .norms = index.head_norms(head) + at * 32,
@@ -154,10 +151,7 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
     __syncthreads();  // the round's draws and list have been read
   }
   __syncthreads();  // as shared memory is reused, be there no round
-
-  const std::int64_t to = (head * splits + split) * input.group;
-  attention.write(reinterpret_cast<float*>(tables_shared), scratch.splits.heads + to,
-                  scratch.splits.values + to * kDim);
+  place.write(attention, input.group, tables_shared, scratch.splits);
 }
 
 /// Bytes of device memory that decode() needs, of any alignment, for this plan and index. The plan
