@@ -170,6 +170,7 @@ struct SplitPlace {
 /// A split's exact tokens: those before the `sampled` ones, which begin with token `first`, and
 /// those behind them. For GroupAttention::add().
 struct ExactRows {
+  static constexpr bool kForAllHeads = true;
   struct Row {
     float log2_factor = -INFINITY;
   };

@@ -81,6 +81,7 @@ class GroupAttention {
   /// which notes in `row` what items.log2_factor(row, g, dot) needs to know: log2 of the factor of
   /// the row's weight for head g, whose scaled logit times log2(e) is `dot`; -inf for a row that
   /// the head does not have, and for a row of which nothing was noted.
+  /// Items::kForAllHeads says that every head has every row of which something is noted.
   template <class Items>
   __device__ void add(const KeyValues<T>& from, int request, int kv_head, int count,
                       const Items& items) {
@@ -179,9 +180,12 @@ class GroupAttention {
       for (int j = 0; j < kPart; ++j) sums_[g][j] *= before;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        // A row that a head does not have has no weight, nor has its value; one of a NaN keeps it.
-        if (factors[u] == -INFINITY) continue;
-        const float weight = exp2f(logits[u] - largest);
+        // A row that a head does not have has no weight, nor may its value be seen; one of a NaN
+        // keeps its weight. Where all heads have all rows, one more branch would spill registers.
+        if constexpr (!Items::kForAllHeads) {
+          if (factors[u] == -INFINITY) continue;
+        }
+        const float weight = factors[u] == -INFINITY ? 0.0F : exp2f(logits[u] - largest);
         weight_[g] += weight;
 #pragma unroll
         for (int j = 0; j < kPart; ++j) sums_[g][j] += weight * values[u][j];

@@ -74,6 +74,7 @@ __device__ void measure_query(const T* query, const float* centre, int dim, floa
 /// Tokens of a round that some head drew, for GroupAttention::add(). Each head weighs its own by
 /// one over their inclusion probability, which their cosine says; see CosineInclusion.
 struct CollisionRows {
+  static constexpr bool kForAllHeads = false;
   struct Row {
     float norm = 0.0F;
     std::uint32_t members = 0;  // bit g: head g drew it
