@@ -178,8 +178,8 @@ class BucketTables {
                                                    const BucketTablesConfig& config,
                                                    std::span<std::byte> memory,
                                                    cudaStream_t stream) noexcept {
-    const Status heads = check_heads(config.requests, config.kv_heads);
-    if (!heads.ok()) return heads;
+    Status status = check_heads(config.requests, config.kv_heads);
+    if (!status.ok()) return status;
     if (config.segment_tokens < 64 || config.segment_tokens > kMaxSegmentTokens ||
         config.segment_tokens % 32 != 0) {
       return Status::error(ErrorCode::kInvalidArgument,
@@ -190,26 +190,17 @@ class BucketTables {
       return Status::error(ErrorCode::kInvalidArgument, "seal_tokens %d must be at least 1",
                            config.seal_tokens);
     }
-    if (config.capacity < 1 || config.first < 0 ||
-        config.capacity > INT32_MAX - kMaxSegmentTokens - config.first) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "capacity %d must be at least 1, first %d at least 0, their sum at most "
-                           "%d",
-                           config.capacity, config.first, INT32_MAX - kMaxSegmentTokens);
-    }
-    const std::size_t needed = bytes_of(planes.view(), config);
-    if (memory.size() < needed) {
-      return Status::error(ErrorCode::kWorkspaceTooSmall,
-                           "the tables' memory has %zu bytes, they need %zu", memory.size(),
-                           needed);
-    }
+    status = check_capacity(config.capacity, config.first, INT32_MAX - kMaxSegmentTokens);
+    if (!status.ok()) return status;
+    status = check_memory(memory.size(), bytes_of(planes.view(), config), "the tables");
+    if (!status.ok()) return status;
     Arena arena(memory);
     BucketTables tables(planes, config, carve(arena, planes.view(), config));
     if (!tables.counts_.resize(static_cast<std::size_t>(config.requests))) {
       return Status::error(ErrorCode::kOutOfMemory, "no memory for %d requests", config.requests);
     }
     const TableView& view = tables.view_;
-    Status status =
+    status =
         sort_tables(view, view.segment_tokens, Scratch{}, tables.storage_bytes_, nullptr, nullptr);
     if (status.ok()) status = tables.clear(stream);
     if (!status.ok()) return status;
@@ -274,7 +265,7 @@ class BucketTables {
     if (status.ok() && end < 0) {
       status = Status::error(ErrorCode::kInvalidArgument, "end %d must not be negative", end);
     }
-    if (status.ok()) status = check_workspace(workspace.size(), workspace_bytes(), "the change");
+    if (status.ok()) status = check_memory(workspace.size(), workspace_bytes(), "the change");
     const int rest = view_.count_at(end);
     if (!status.ok() || rest >= count(request)) return status;
     Arena arena(workspace);
@@ -368,7 +359,7 @@ class BucketTables {
                                     std::size_t workspace) const noexcept {
     Status status = check(from);
     if (status.ok()) status = check_request(request);
-    if (status.ok()) status = check_workspace(workspace, workspace_bytes(), "the change");
+    if (status.ok()) status = check_memory(workspace, workspace_bytes(), "the change");
     return status;
   }
 

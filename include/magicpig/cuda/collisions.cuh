@@ -54,11 +54,8 @@ class Collisions {
   [[nodiscard]] static Result<Collisions> create(const magicpig::Collisions& from,
                                                  std::span<std::byte> memory,
                                                  cudaStream_t stream) noexcept {
-    if (memory.size() < bytes(from)) {
-      return Status::error(ErrorCode::kWorkspaceTooSmall,
-                           "the rule's memory has %zu bytes, it needs %zu", memory.size(),
-                           bytes(from));
-    }
+    Status status = check_memory(memory.size(), bytes(from), "the rule");
+    if (!status.ok()) return status;
     Arena arena(memory);
     const Collisions rule = carve(arena, from);
     const CollisionView& view = rule.view_;
@@ -68,7 +65,7 @@ class Collisions {
                        "copy rule");
     };
     const std::span nodes(from.curve().nodes, static_cast<std::size_t>(view.segments) + 1);
-    Status status = copy(view.nodes, std::as_bytes(nodes));
+    status = copy(view.nodes, std::as_bytes(nodes));
     if (status.ok()) status = copy(view.masks, std::as_bytes(from.masks()));
     if (status.ok()) status = status_of(cudaStreamSynchronize(stream), "copy rule");
     if (!status.ok()) return status;

@@ -288,13 +288,5 @@ template <class Plan, class T, class Out>
                 plan.query_heads / from.kv_heads, plan.splits, batch.out, batch.lse);
 }
 
-/// Error: a workspace of fewer bytes than `needed`.
-[[nodiscard]] inline Status check_workspace(std::size_t size, std::size_t needed,
-                                            const char* what) noexcept {
-  if (size >= needed) return Status();
-  return Status::error(ErrorCode::kWorkspaceTooSmall, "the workspace has %zu bytes, %s needs %zu",
-                       size, what, needed);
-}
-
 }  // namespace cuda
 }  // namespace magicpig::inline MAGICPIG_ABI

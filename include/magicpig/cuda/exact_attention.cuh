@@ -57,7 +57,7 @@ template <class T, class Out>
   Status status = check_step(plan, batch);
   if (status.ok()) {
     const std::size_t needed = workspace_bytes(plan, from.requests, from.dim);
-    status = check_workspace(workspace.size(), needed, "the step");
+    status = check_memory(workspace.size(), needed, "the step");
   }
   if (!status.ok()) return status;
   const int group = plan.query_heads / from.kv_heads;

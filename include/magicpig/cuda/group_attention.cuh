@@ -13,6 +13,9 @@
 namespace magicpig::inline MAGICPIG_ABI {
 namespace cuda {
 
+/// Weights are powers of 2 here: logits are multiplied by this.
+inline constexpr float kLog2E = 1.4426950408889634F;
+
 inline constexpr int kAttendThreads = 256;
 inline constexpr int kAttendWarps = kAttendThreads / kWarp;
 
@@ -56,7 +59,6 @@ class GroupAttention {
 
   /// The queries are [group, kDim]; logits are multiplied by `scale` log2(e).
   __device__ GroupAttention(const T* queries, int group, float scale) : group_(group) {
-    constexpr float kLog2E = 1.4426950408889634F;
     lane_ = static_cast<int>(threadIdx.x) % kLanes;
     set_ = static_cast<int>(threadIdx.x) / kLanes;
 #pragma unroll

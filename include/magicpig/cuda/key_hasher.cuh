@@ -63,9 +63,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     own[from.dim + j] = narrow<bf16>(x - widen(high));
     square += static_cast<double>(x) * static_cast<double>(x);
   }
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    square += __shfl_xor_sync(kAllLanes, square, lanes);
-  }
+  square = warp_sum(square);
   if (lane != 0) return;
   const auto norm = static_cast<float>(__dsqrt_rn(square));
   norms[i] = norm;

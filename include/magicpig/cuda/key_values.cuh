@@ -34,6 +34,14 @@ inline constexpr int kRowAlignment = 16;
                        kMostOfGrid);
 }
 
+/// Error: a capacity below 1, a negative first token, or both together above `most`.
+[[nodiscard]] inline Status check_capacity(TokenId capacity, TokenId first, TokenId most) noexcept {
+  if (capacity >= 1 && first >= 0 && capacity <= most - first) return Status();
+  return Status::error(ErrorCode::kInvalidArgument,
+                       "capacity %d must be at least 1, first %d at least 0, their sum at most %d",
+                       capacity, first, most);
+}
+
 /// The caches of one layer's requests. The row of KV head h in slot s of page p begins at
 /// p * page + h * head + s * token bytes, for keys and for values. With a block table token t of
 /// request r is in slot t % page_tokens of page block_table[r, t / page_tokens]; without one it is

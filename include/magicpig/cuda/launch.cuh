@@ -23,12 +23,27 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 /// Blocks in the second and the third dimension of a grid, at most.
 inline constexpr int kMostOfGrid = 65535;
 
+/// The sum over a warp, in all lanes. All of them call it.
+template <class T>
+__device__ T warp_sum(T x) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+  return x;
+}
+
 /// `call` is named in the message. The runtime forgets the error, where it can, so that whoever
 /// asks next for the last one does not take it for its own.
 [[nodiscard]] inline Status status_of(cudaError_t error, const char* call) noexcept {
   if (error == cudaSuccess) return Status();
   (void)cudaGetLastError();
   return Status::device(static_cast<int>(error), call, cudaGetErrorString(error));
+}
+
+/// Error: fewer bytes than `needed`; `whose` they are is named in the message.
+[[nodiscard]] inline Status check_memory(std::size_t size, std::size_t needed,
+                                         const char* whose) noexcept {
+  if (size >= needed) return Status();
+  return Status::error(ErrorCode::kWorkspaceTooSmall,
+                       "the memory of %s has %zu bytes, it needs %zu", whose, size, needed);
 }
 
 struct Grid {

@@ -68,11 +68,6 @@ struct WarpRotated {
   std::int64_t square = 0;  ///< likewise
 };
 
-__device__ inline std::int64_t warp_sum(std::int64_t x) {
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  return x;
-}
-
 /// The transform of one window, in place.
 __device__ inline void transform_window(const RotationParameters::Window& window, std::int32_t* x,
                                         int lane) {

@@ -58,11 +58,8 @@ class SignPlanes {
       return Status::error(ErrorCode::kInvalidArgument, "dim %d must be at most %d on the device",
                            family.dim(), kMostDims);
     }
-    if (memory.size() < bytes(family)) {
-      return Status::error(ErrorCode::kWorkspaceTooSmall,
-                           "the planes' memory has %zu bytes, it needs %zu", memory.size(),
-                           bytes(family));
-    }
+    Status status = check_memory(memory.size(), bytes(family), "the planes");
+    if (!status.ok()) return status;
     Arena arena(memory);
     const PlanesView view = carve(arena, family);
     const auto size = static_cast<std::size_t>(view.planes()) * static_cast<std::size_t>(view.dim);
@@ -86,7 +83,7 @@ class SignPlanes {
                                        cudaMemcpyHostToDevice, stream),
                        "copy planes");
     };
-    Status status = copy(view.columns, columns.data(), size * sizeof(float));
+    status = copy(view.columns, columns.data(), size * sizeof(float));
     if (status.ok()) status = copy(view.parts, parts.data(), size * kFloatParts * sizeof(bf16));
     // Pageable memory may be read until then.
     if (status.ok()) status = status_of(cudaStreamSynchronize(stream), "copy planes");

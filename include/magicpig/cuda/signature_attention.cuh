@@ -314,7 +314,7 @@ template <class T, class Out>
                             cudaStream_t stream) noexcept {
   Status status = validate(plan, index, batch);
   if (status.ok())
-    status = check_workspace(workspace.size(), workspace_bytes(plan, index), "the step");
+    status = check_memory(workspace.size(), workspace_bytes(plan, index), "the step");
   if (!status.ok()) return status;
   Arena arena(workspace);
   const SignatureScratch scratch = SignatureScratch::carve(arena, plan, index.view());

@@ -263,23 +263,14 @@ class Signatures {
   [[nodiscard]] static Result<Signatures> create(const HadamardQuantiser& quantiser,
                                                  const SignaturesConfig& config,
                                                  std::span<std::byte> memory) noexcept {
-    const Status heads = check_heads(config.requests, config.kv_heads);
-    if (!heads.ok()) return heads;
-    if (config.capacity < 1 || config.first < 0 ||
-        config.capacity > INT32_MAX - kSignatureSegment - config.first) {
-      return Status::error(ErrorCode::kInvalidArgument,
-                           "capacity %d must be at least 1, first %d at least 0, their sum at most "
-                           "%d",
-                           config.capacity, config.first, INT32_MAX - kSignatureSegment);
-    }
+    Status status = check_heads(config.requests, config.kv_heads);
+    if (!status.ok()) return status;
+    status = check_capacity(config.capacity, config.first, INT32_MAX - kSignatureSegment);
+    if (!status.ok()) return status;
     const Result<RotationParameters> rotation = RotationParameters::create(quantiser.rotation());
     if (!rotation.ok()) return rotation.status();
-    const std::size_t needed = bytes(quantiser.shape(), config);
-    if (memory.size() < needed) {
-      return Status::error(ErrorCode::kWorkspaceTooSmall,
-                           "the signatures' memory has %zu bytes, it needs %zu", memory.size(),
-                           needed);
-    }
+    status = check_memory(memory.size(), bytes(quantiser.shape(), config), "the signatures");
+    if (!status.ok()) return status;
     Arena arena(memory);
     return Signatures(quantiser, *rotation, carve(arena, quantiser.shape(), config));
   }

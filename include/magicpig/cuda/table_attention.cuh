@@ -60,10 +60,8 @@ __device__ void measure_query(const T* query, const float* centre, int dim, floa
     dot += q * centre[j];
     square += q * q;
   }
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    dot += __shfl_xor_sync(kAllLanes, dot, lanes);
-    square += __shfl_xor_sync(kAllLanes, square, lanes);
-  }
+  dot = warp_sum(dot);
+  square = warp_sum(square);
   if (lane != 0) return;
   // A query too short for its inverse norm to be a float counts as zero. As magicpig::Collisions.
   const double inverse = square > 1e-70 ? 1.0 / sqrt(square) : 0.0;
@@ -94,7 +92,6 @@ struct CollisionRows {
     return first + place;
   }
   __device__ float log2_factor(const Row& row, int g, float dot) const {
-    constexpr float kLog2E = 1.4426950408889634F;
     if (((row.members >> g) & 1U) == 0) return -INFINITY;
     const float cosine =
         row.norm > 0.0F ? (dot * round.factors[g] - round.shifts[g]) / row.norm : 0.0F;
@@ -125,7 +122,6 @@ __global__ void __launch_bounds__(kAttendThreads, kHeads <= 4 ? 2 : 1)
   attention.add(from, place.request, place.kv_head, exact.size(),
                 ExactRows{.begin = exact.begin, .first = index.first, .sampled = count});
 
-  constexpr float kLog2E = 1.4426950408889634F;
   for (int g = thread / kWarp; g < input.group; g += kAttendWarps) {
     measure_query(own + g * kDim, index.centres + head * kDim, kDim, input.scale * kLog2E, g,
                   round);
@@ -192,7 +188,7 @@ template <class T, class Out>
                             cudaStream_t stream) noexcept {
   Status status = validate(plan, index, batch);
   if (status.ok()) {
-    status = check_workspace(workspace.size(), workspace_bytes(plan, index), "the step");
+    status = check_memory(workspace.size(), workspace_bytes(plan, index), "the step");
   }
   if (!status.ok()) return status;
   Arena arena(workspace);
